@@ -1,0 +1,1 @@
+"""lmc: linear mode connectivity of neural networks, modulo their permutation symmetries."""

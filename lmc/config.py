@@ -1,0 +1,177 @@
+"""The root schema, and how a node of the configuration becomes an object.
+
+Every option of every group names its class in `_target_`. The signature of that class is the schema of the option:
+its annotations say which values are allowed (pydantic checks them), its defaults complete what was left out, and the
+validated values, not the text of the YAML file, make the key of a stage. So a typo, a wrong type or a missing value
+stops before anything is trained, and an omitted and an explicit default give the same key.
+"""
+
+import difflib
+import inspect
+import os
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmc.errors import UserError
+
+
+@dataclass
+class StoreConfig:
+    """Where artifacts are kept."""
+
+    root: str = "multirun/store"
+
+
+@dataclass
+class Config:
+    """The root of the configuration; groups are checked against the signature of their `_target_`."""
+
+    dataset: Any = None
+    architecture: Any = None
+    training: Any = None
+    endpoints: Any = None
+    alignment: Any = None
+    curve: Any = None
+    statistics: Any = None
+    evaluation: Any = None
+    tracker: Any = None
+    seeds: list[int] = field(default_factory=lambda: [0, 1])
+    device: str = "auto"
+    store: StoreConfig = field(default_factory=StoreConfig)
+
+
+def conf_dir() -> str:
+    """Return the absolute path of conf/: beside the package in a checkout, inside it when installed; LMC_CONF wins."""
+    package = Path(__file__).resolve().parent
+    for candidate in (os.environ.get("LMC_CONF"), package / "conf", package.parent / "conf"):
+        if candidate and (Path(candidate) / "config.yaml").is_file():
+            return str(Path(candidate).resolve())
+    raise UserError("no conf/ folder with a config.yaml found; set LMC_CONF to it or install lmc again")
+
+
+def register() -> None:
+    """Make the root schema known to Hydra, under the name that conf/config.yaml's defaults list begins with."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def settings(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """Return the effective settings of `node`: validated, complete, plain JSON values, `_target_` included.
+
+    Args:
+        node: a resolved plain mapping with a `_target_`.
+        where: its place in the configuration, for messages ("alignment").
+        given: parameters of the target that the caller supplies itself; not allowed in the node.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid ones), a missing or an unusable value.
+    """
+    return {name: _plain(value) for name, value in _validated(node, where, given).items()}
+
+
+def identity(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:
+    """Return `settings` without those that cannot change a result (the target's `outside_key`); what a key is made of."""
+    hidden = getattr(_locate(node["_target_"], where), "outside_key", frozenset())
+    return {name: value for name, value in settings(node, where, given).items() if name not in hidden}
+
+
+def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Return the object that `node` describes: its `_target_` called with the effective settings and `given`.
+
+    Raises:
+        UserError: as `settings`.
+    """
+    values = _validated(node, where, given)
+    target = _locate(values.pop("_target_"), where)
+    nested = {name: build(value, f"{where}.{name}") if _is_node(value) else value for name, value in values.items()}
+    return target(**nested, **given)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "did you mean a or b? " for the names in `known` closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raise a `UserError` unless `seeds` are at least two different non-negative numbers."""
+    if len(seeds) < 2:
+        raise UserError(f"seeds={seeds}: a path joins two networks; give at least two seeds, for example seeds=[0,1]")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"seeds={seeds}: a seed is there twice, which would compare a network with itself; make them differ"
+        )
+    if min(seeds) < 0:
+        raise UserError(f"seeds={seeds}: a seed is negative; use 0, 1, 2, ...")
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def _validated(node: Mapping[str, Any], where: str, given: Collection[str]) -> dict[str, Any]:
+    if not _is_node(node):
+        raise UserError(f"{where} is not an option with a _target_ but {node!r}; choose one with {where}=NAME")
+    target = _locate(node["_target_"], where)
+    parameters = {n: p for n, p in inspect.signature(target).parameters.items() if n not in given}
+    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__, include_extras=True)
+    for name in node:
+        if name != "_target_" and name not in parameters:
+            known = ", ".join(sorted(parameters)) or "none"
+            raise UserError(f"{where}.{name} is not a setting; {nearest(name, parameters)}known: {known}")
+    effective: dict[str, Any] = {"_target_": node["_target_"]}
+    for name, parameter in parameters.items():
+        place = f"{where}.{name}"
+        if name not in node and parameter.default is inspect.Parameter.empty:
+            raise UserError(f"{place} is missing; set it with {place}=VALUE")
+        value = node.get(name, parameter.default)
+        if isinstance(value, str) and value == "???":
+            raise UserError(f"{place} is missing; set it with {place}=VALUE")
+        effective[name] = _validated(value, place, ()) if _is_node(value) else _checked(value, hints.get(name), place)
+    return effective
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    if hint is None:
+        raise TypeError(f"{where}: the parameter has no annotation, so it cannot be checked")
+    try:
+        try:
+            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        except PydanticUserError:  # the type brings its own configuration (a dataclass or a model)
+            adapter = TypeAdapter(hint)
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        inside = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+        raise UserError(f"{where}{inside}={first['input']!r} cannot be used: {first['msg']}") from None
+
+
+def _locate(path: str, where: str) -> Any:
+    import importlib
+
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{where}._target_={path!r} cannot be imported ({error}); give the dotted path of a class"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """The value as canonical JSON: tuples become lists, paths text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{value!r} has no plain form")
