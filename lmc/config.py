@@ -74,8 +74,8 @@ def settings(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -
 
 
 def identity(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Return `settings` without those that cannot change a result (the target's `outside_key`); what a key is made of."""
-    hidden = getattr(_locate(node["_target_"], where), "outside_key", frozenset())
+    """Return what a key is made of: `settings` without those that cannot change a result (`outside_key`)."""
+    hidden: frozenset[str] = getattr(_locate(node["_target_"], where), "outside_key", frozenset())
     return {name: value for name, value in settings(node, where, given).items() if name not in hidden}
 
 

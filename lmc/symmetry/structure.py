@@ -48,13 +48,11 @@ class Site:
         node: name of the value in the traced graph.
         kind: "post" (the output of a nonlinearity) or "pre" (its input).
         axes: the segments of every dimension of the value, batch dimension included.
-        batch: the dimension that numbers the examples.
     """
 
     node: str
     kind: str
     axes: tuple[tuple[Segment, ...], ...]
-    batch: int
 
 
 @dataclass(frozen=True)
@@ -168,5 +166,5 @@ def unit_views(tensor: Tensor, dim: int, segments: tuple[Segment, ...], group: s
         for place, factor in enumerate(segment):
             if factor.group == group:
                 part = tensor.narrow(dim, start, length)
-                yield part.unflatten(dim, sizes).movedim(dim + place, 0)
+                yield part.reshape(*part.shape[:dim], *sizes, *part.shape[dim + 1 :]).movedim(dim + place, 0)
         start += length

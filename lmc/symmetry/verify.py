@@ -1,0 +1,131 @@
+"""The proof by running: a network moved by random elements of its symmetry must compute the same."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from lmc import seeding
+from lmc import state as states
+from lmc.errors import UserError
+from lmc.state import State
+from lmc.symmetry.permutation import Permutation
+from lmc.symmetry.structure import Axis, Symmetry, permute
+
+TOLERANCE = 1e-9
+"""Largest relative change of the outputs, in float64, that counts as none."""
+
+
+class SymmetryError(UserError):
+    """A claimed symmetry changes what the network computes."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What running showed; changes are relative to the largest output, in float64.
+
+    Attributes:
+        error: the largest change under random elements of the whole symmetry; must be below `TOLERANCE`.
+        control: the smallest change, over the groups, when one axis of a group is permuted without the others; a
+            control near zero would mean that the check could not have failed.
+    """
+
+    error: float
+    control: float
+
+
+def verify(
+    model: nn.Module, symmetry: Symmetry, example: Tensor, *, seed: int = 0, draws: int = 2, controls: int = 16
+) -> Verification:
+    """Check that random permutations of every group leave the outputs of `model` unchanged, and half a one does not.
+
+    Weights are perturbed at random first, so that fresh networks (zero biases, unit scales) cannot hide a mistake.
+
+    Args:
+        model: the network; left as it is.
+        symmetry: what `discover` found for it.
+        example: an input of the model; only its shape and device are used.
+        seed: of weights, inputs and permutations.
+        draws: how many random elements are tried.
+        controls: at most this many groups are tried with one axis alone.
+
+    Raises:
+        SymmetryError: the outputs change by more than `TOLERANCE`, or a control does not change them.
+    """
+    generator = seeding.generator(seed, "verify")
+    state = _perturbed(states.of_model(model), symmetry, generator)
+    shape, device = example.shape, example.device
+    inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+    reference = _outputs(model, state, inputs)
+    scale = float(reference.abs().max())
+
+    def change(moved: State) -> float:
+        return float((_outputs(model, moved, inputs) - reference).abs().max()) / scale
+
+    error = max((change(Permutation.random(symmetry, generator).apply(state)) for _ in range(draws)), default=0.0)
+    if not error < TOLERANCE:
+        worst, by = _worst_group(symmetry, state, change, generator)
+        raise SymmetryError(
+            f"{type(model).__name__}: permuting the group {worst!r} alone changes the outputs by {by:.1e}, all groups "
+            f"together by {error:.1e} (allowed: {TOLERANCE:.0e}); this is a defect of a symmetry rule, please report it"
+        )
+    control = float("inf")
+    for name in list(symmetry.groups)[:controls]:
+        axis = max(symmetry.groups[name].axes, key=lambda a: state[a.tensor].numel())
+        if len(symmetry.groups[name].axes) > 1:
+            effect = change(_half_applied(symmetry, state, name, axis))
+            if not effect > 10 * TOLERANCE:
+                raise SymmetryError(
+                    f"{type(model).__name__}: permuting {axis.tensor!r} alone leaves the outputs unchanged "
+                    f"({effect:.1e}), so the check of group {name!r} proves nothing"
+                )
+            control = min(control, effect)
+    return Verification(error, control)
+
+
+def _perturbed(state: State, symmetry: Symmetry, generator: torch.Generator) -> State:
+    """Return `state` in float64 with noise; buffers are only scaled, so that variances stay positive."""
+    found = {}
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            found[name] = tensor
+            continue
+        value = tensor.double()
+        value = value * (0.75 + 0.5 * torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device))
+        if name in symmetry.parameters:
+            noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
+            value = value + 0.1 * noise * (value.square().mean().sqrt() + 0.1 / max(1, value[:1].numel()) ** 0.5)
+        found[name] = value
+    return found
+
+
+def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """All outputs of the network in evaluation mode, flattened into one vector."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            results = functional_call(model, dict(state), (inputs,))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return torch.cat([leaf.flatten().double() for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)])
+
+
+def _half_applied(symmetry: Symmetry, state: State, group: str, axis: Axis) -> State:
+    """Return `state` with the units of `group` shifted by one on one axis alone."""
+    shift = torch.arange(symmetry.groups[group].size).roll(1).to(state[axis.tensor].device)
+    return {**state, axis.tensor: permute(state[axis.tensor], (axis,), {group: shift})}
+
+
+def _worst_group(
+    symmetry: Symmetry, state: State, change: Callable[[State], float], generator: torch.Generator
+) -> tuple[str, float]:
+    """The group that alone changes the outputs most, and by how much."""
+    drawn, still = Permutation.random(symmetry, generator), Permutation.identity(symmetry)
+    effects = {n: change(Permutation(symmetry, {**still, n: drawn[n]}).apply(state)) for n in symmetry.groups}
+    worst = max(effects, key=lambda name: effects[name])
+    return worst, effects[worst]
