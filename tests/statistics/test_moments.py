@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmc.errors import UserError
+from lmc.seeding import generator
+from lmc.statistics.moments import Calibration, Moments
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    place=st.sampled_from([(1, (3, 5)), (-1, (4,)), (1, ())]),
+    offset=st.sampled_from([0.0, 100.0]),
+)
+def test_pooled_moments_are_those_of_all_values_together(sizes, place, offset):
+    dim, positions = place
+    parts = []
+    for number, size in enumerate(sizes):
+        shape = (size, 6, *positions) if dim == 1 else (size, *positions, 6)
+        drawn = torch.randn(shape, generator=generator(number, "values"))
+        parts.append(drawn * (number + 1) + offset + number)
+    pooled = Moments.of(parts[0], dim)
+    for part in parts[1:]:
+        pooled = pooled + Moments.of(part, dim)
+    together = np.concatenate([np.moveaxis(p.numpy().astype(np.float64), dim, 0).reshape(6, -1) for p in parts], axis=1)
+    assert pooled.count == together.shape[1]
+    np.testing.assert_allclose(pooled.mean, together.mean(1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(pooled.deviation, together.std(1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("examples", "batch_size"), [(None, 512), (None, 101), (None, 100), (None, 2), (33, 10)])
+def test_a_pass_reads_every_image_once_in_batches_of_two_or_more(dataset, examples, batch_size):
+    batches = Calibration(dataset, examples, batch_size)
+    sizes = [len(batch) for batch in batches]
+    assert sum(sizes) == (examples or 101)
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(batch_size, 3)
+    expected = dataset.normalise(dataset.train.first(examples).images).flatten(1)
+    found = torch.cat(list(batches)).flatten(1)
+    assert torch.equal(torch.unique(found, dim=0), torch.unique(expected, dim=0))
+    for first, second in zip(batches, batches, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_batches_of_a_sorted_data_set_are_mixed(dataset):
+    brightness = torch.stack([batch.mean() for batch in Calibration(dataset, None, 20)])
+    in_order = torch.stack([batch.mean() for batch, _ in dataset.batches(dataset.train, 20)])
+    assert brightness.std() < 0.3 * in_order.std()
+
+
+@pytest.mark.parametrize("examples", [1, 102])
+def test_impossible_numbers_of_images_are_refused(dataset, examples):
+    with pytest.raises(UserError, match="examples"):
+        Calibration(dataset, examples, 10)
