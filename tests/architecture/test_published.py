@@ -1,0 +1,85 @@
+"""Sizes and starting weights against what the papers and the published networks say."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+# torchvision's published parameter counts of its VGGs for ImageNet, and of their three linear layers.
+TORCHVISION_VGG = {11: 132_863_336, 13: 133_047_848, 16: 138_357_544, 19: 143_667_240}
+TORCHVISION_CLASSIFIER = (25_088 + 1) * 4_096 + (4_096 + 1) * 4_096 + (4_096 + 1) * 1_000
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("depth", TORCHVISION_VGG)
+def test_vgg_has_the_convolutions_of_the_published_ones(network, depth):
+    model = network(f"vgg{depth}", norm="none", classifier_depth=0)
+    assert parameters(model) - (512 + 1) * 10 == TORCHVISION_VGG[depth] - TORCHVISION_CLASSIFIER
+
+
+def test_vgg_classifier_is_that_of_garipov(network):
+    without, three = (parameters(network("vgg16", norm="none", classifier_depth=depth)) for depth in (0, 2))
+    assert three - without == 2 * (512 + 1) * 512
+
+
+@pytest.mark.parametrize(("option", "millions"), [("tiny_ten", 0.09), ("resnet20", 0.27), ("resnet32", 0.47)])
+def test_size_is_the_published_one(network, option, millions):
+    # He et al. 2016, Table 6: ResNet20 0.27 M; Tatro et al. 2020: TinyTen 0.09 M, ResNet32 0.47 M.
+    assert round(parameters(network(option)) / 1e6, 2) == millions
+
+
+def test_tiny_ten_with_biases_is_the_published_one(network):
+    # Eight convolutions with bias, scale and shift, and 64 x 10 + 10 (NeuronAlignment, models/tiny_ten.py).
+    convs = [(3, 16, 3), (16, 16, 3), (16, 32, 3), (32, 32, 3), (32, 32, 3), (32, 64, 3), (64, 64, 3), (64, 64, 1)]
+    assert parameters(network("tiny_ten", norm="layer")) == sum(a * b * k * k + 3 * b for a, b, k in convs) + 650
+
+
+@pytest.mark.parametrize("classes", [10, 100, 120, 200])
+def test_tiny_ten_is_the_same_for_every_number_of_classes(network, classes):
+    def layers(model):
+        return [(m.weight.shape, m.stride, m.padding) for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+    assert layers(network("tiny_ten", (3, 64, 64), classes)) == layers(network("tiny_ten"))
+
+
+@pytest.mark.parametrize("option", ["tiny_ten", "vgg11", "resnet20"])
+def test_width_multiplies_every_channel(network, option):
+    def channels(model):
+        return [m.weight.shape[0] for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+    assert channels(network(option, width=2)) == [2 * count for count in channels(network(option))]
+    assert channels(network(option, width=0.5)) == [count // 2 for count in channels(network(option))]
+    assert min(channels(network(option, width=1e-3))) == 1
+
+
+@pytest.mark.parametrize(("option", "gain", "fan"), [("mlp", 2, 1), ("vgg11", 2, 1), ("resnet20", 2, 0)])
+def test_hidden_weights_are_drawn_after_he(network, option, gain, fan):
+    hidden = [
+        layer
+        for name, layer in network(option).named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and name != "classifier" and layer.weight.numel() > 4_000
+    ]
+    assert len(hidden) >= 3
+    for layer in hidden:
+        connections = layer.weight.shape[fan] * math.prod(layer.weight.shape[2:])
+        assert layer.weight.var().item() == pytest.approx(gain / connections, rel=0.1)
+
+
+def test_tiny_ten_weights_are_drawn_after_glorot(network):
+    for layer in network("tiny_ten", width=2).modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 4_000:
+            out, inputs, *kernel = layer.weight.shape
+            assert layer.weight.var().item() == pytest.approx(2 / ((out + inputs) * math.prod(kernel)), rel=0.1)
+
+
+def test_deep_residual_network_without_norm_starts_at_a_usable_scale(network, photographs):
+    deep = network("resnet20", depth=110, norm="none")
+    assert 0.01 < deep(photographs).std() < 10
+    with torch.no_grad():  # the control: without the smaller start the sum of 54 branches explodes
+        for block in deep.blocks:
+            block.conv2.weight *= math.sqrt(len(deep.blocks))
+    assert deep(photographs).std() > 1e3
