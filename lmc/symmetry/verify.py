@@ -9,7 +9,6 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from lmc import seeding
-from lmc import state as states
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
@@ -56,7 +55,7 @@ def verify(
         SymmetryError: the outputs change by more than `TOLERANCE`, or a control does not change them.
     """
     generator = seeding.generator(seed, "verify")
-    state = _perturbed(states.of_model(model), symmetry, generator)
+    state = _perturbed(model, symmetry, generator)
     shape, device = example.shape, example.device
     inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
     reference = _outputs(model, state, inputs)
@@ -86,20 +85,26 @@ def verify(
     return Verification(error, control)
 
 
-def _perturbed(state: State, symmetry: Symmetry, generator: torch.Generator) -> State:
-    """Return `state` in float64 with noise; buffers are only scaled, so that variances stay positive."""
-    found = {}
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            found[name] = tensor
-            continue
-        value = tensor.double()
-        value = value * (0.75 + 0.5 * torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device))
-        if name in symmetry.parameters:
-            noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-            value = value + 0.1 * noise * (value.square().mean().sqrt() + 0.1 / max(1, value[:1].numel()) ** 0.5)
-        found[name] = value
+def _perturbed(model: nn.Module, symmetry: Symmetry, generator: torch.Generator) -> State:
+    """Return the network in float64 with noise; buffers are only scaled, so that variances stay positive."""
+    found: State = {}
+    done: dict[int, Tensor] = {}  # tied tensors get the same noise
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in done:
+            done[id(tensor)] = _noisy(tensor.detach(), name in symmetry.parameters, generator)
+        found[name] = done[id(tensor)]
     return found
+
+
+def _noisy(tensor: Tensor, is_parameter: bool, generator: torch.Generator) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    value = tensor.to("cpu", torch.float64)
+    value = value * (0.75 + 0.5 * torch.rand(value.shape, generator=generator, dtype=value.dtype))
+    if is_parameter:
+        scale = value.square().mean().sqrt() + 0.1 / max(1, value[:1].numel()) ** 0.5
+        value = value + 0.1 * scale * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+    return value.to(tensor.device)
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -108,7 +113,7 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> T
     model.eval()
     try:
         with torch.no_grad():
-            results = functional_call(model, dict(state), (inputs,))
+            results = functional_call(model, dict(state), (inputs,), tie_weights=False)
     finally:
         for module, mode in modes.items():
             module.training = mode
