@@ -9,13 +9,17 @@ stops before anything is trained, and an omitted and an explicit default give th
 import difflib
 import inspect
 import os
+import re
 import typing
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lmc.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass
@@ -39,6 +43,7 @@ class Config:
     evaluation: Any = None
     tracker: Any = None
     seeds: list[int] = field(default_factory=lambda: [0, 1])
+    seed: int = 0
     device: str = "auto"
     store: StoreConfig = field(default_factory=StoreConfig)
 
@@ -95,6 +100,51 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return "did you mean a or b? " for the names in `known` closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+def plain(composed: "DictConfig") -> dict[str, Any]:
+    """Return a composed configuration as plain nested values, everything resolved.
+
+    Raises:
+        UserError: a value is missing ("???"); names it.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        place = error.full_key or str(error)
+        raise UserError(f"{place} is missing; set it with {place}=VALUE") from None
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def explain(error: Exception) -> str:
+    """Return one line about an error of the user, of Hydra or of OmegaConf, with the nearest valid names."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name} is no option; {nearest(name, error.options)}known: {', '.join(sorted(error.options))}"
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
+    internal = ("full_key", "object_type", "reference_type")
+    shown = [line for line in dict.fromkeys(lines) if not line.startswith(internal)]
+    found = re.search(r"Could not override '([\w.@/]+)'", shown[0])
+    hint = nearest_setting(found.group(1)) if found else ""
+    return "; ".join(shown[: 2 if found else 1]) + (f"; {hint.rstrip()}" if hint else "")
+
+
+def nearest_setting(name: str) -> str:
+    """Return "did you mean ...? " for a key of the root configuration or one of its groups."""
+    roots = [f.name for f in fields(Config)]
+    options = [p.name for p in Path(conf_dir()).iterdir() if p.is_dir()]
+    return nearest(name, [*roots, *options])
 
 
 def check_seeds(seeds: list[int]) -> None:

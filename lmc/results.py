@@ -130,15 +130,13 @@ def path_statistics(t: ArrayLike, values: ArrayLike, distance: ArrayLike | None 
     return found
 
 
-def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append `rows` to a JSON-lines file, one number a line."""
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row.as_dict(), allow_nan=True) + "\n")
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write `rows` as a JSON-lines file, one number a line."""
+    path.write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a file that `append_rows` wrote.
+    """Read a file that `write_rows` wrote.
 
     Raises:
         UserError: a line is not a whole row (a file cut in half); names the line.

@@ -1,1 +1,1 @@
-"""endpoints"""
+"""Which networks are compared: trained apart from different seeds, or read from the user's own files."""

@@ -1,0 +1,75 @@
+"""The entry point `lmc`. It imports nothing heavy, so that shell completion is quick."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lmc import config
+from lmc.errors import UserError
+
+if TYPE_CHECKING:
+    from lmc.tracker.wandb import WandB
+
+log = logging.getLogger(__name__)
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path=config.conf_dir(), config_name="config")
+def job(composed: DictConfig) -> None:
+    """Run one experiment: measure, write and draw the results, mirror them to the tracker."""
+    from lmc import pipeline, results
+    from lmc.report.run import write_run
+
+    settings: dict[str, Any] = config.plain(composed)
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    choices = {group: str(name) for group, name in hydra_config.runtime.choices.items() if group in settings}
+    sweep = Path(hydra_config.sweep.dir)
+    tracker: WandB = config.build(settings["tracker"], "tracker")
+    with tracker.start(
+        settings,
+        folder,
+        group="_".join(sweep.parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
+        name=hydra_config.job.override_dirname or "default",
+        tags=[choices[group] for group in ("dataset", "architecture", "alignment", "curve") if group in choices],
+    ) as run:
+        found = pipeline.run(settings, run)
+        results.write_rows(folder / results.RESULTS_FILE, found.rows)
+        results.write_path(folder / results.PATH_FILE, found.points)
+        table = write_run(folder)
+        run.rows(found.rows)
+        run.path(found.points)
+        run.figure("barrier", folder / "barrier.png")
+        results.write_summary(folder / results.SUMMARY_FILE, settings, choices, found.rows)
+    log.info("%s", table)
+    log.info("plot: %s", folder / "barrier.png")
+    log.info("numbers: %s", folder / results.RESULTS_FILE)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user becomes one line on standard error and exit status 1."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from lmc.report.callback import write_pending
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come up to here instead of being printed by Hydra
+    try:
+        job()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        sys.stderr.write(f"lmc: {config.explain(error)}\n")
+        sys.exit(1)
+    finally:
+        write_pending()
+
+
+if __name__ == "__main__":
+    main()

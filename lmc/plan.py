@@ -1,0 +1,160 @@
+"""From settings to everything that the stages need, checked before anything is trained."""
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmc import config
+from lmc import state as states
+from lmc.dataset.images import Dataset
+from lmc.endpoints.base import Endpoints
+from lmc.errors import UserError
+from lmc.evaluation.path import PathEvaluation
+from lmc.statistics.base import Statistics
+from lmc.store import Artifact, Store, fingerprint
+from lmc.symmetry.discover import discover
+from lmc.symmetry.structure import Symmetry
+from lmc.symmetry.verify import verify
+from lmc.training.recipe import Training
+
+log = logging.getLogger(__name__)
+
+# A stage's version is raised when its code computes something else from the same settings: old artifacts stay unfound.
+VERSIONS = {"dataset": 1, "endpoints": 1, "alignment": 1, "curve": 1, "evaluation": 1}
+
+# Constructor arguments that come from the dataset and not from the configuration.
+_GIVEN = {"architecture": ("input_shape", "classes")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stages work with.
+
+    Attributes:
+        settings: the resolved configuration; keys are made of its nodes.
+        labels: the numbers of the networks, the reference first.
+        seed: of what comes after the training of the networks.
+        device: where everything is computed.
+        store: where artifacts are kept.
+        dataset: on `device`.
+        dataset_key: what the stages that read data have among their parents.
+        model: the architecture on `device`; its own weights do not matter.
+        symmetry: of the architecture, proved.
+        training, endpoints, statistics, evaluation: the chosen options.
+    """
+
+    settings: Mapping[str, Any]
+    labels: tuple[int, ...]
+    seed: int
+    device: torch.device
+    store: Store
+    dataset: Dataset
+    dataset_key: str
+    model: nn.Module
+    symmetry: Symmetry
+    training: Training
+    endpoints: Endpoints
+    statistics: Statistics
+    evaluation: PathEvaluation
+
+    def identity(self, group: str) -> dict[str, Any]:
+        """Return what the chosen option of `group` contributes to a key."""
+        return config.identity(self.settings[group], group, _GIVEN.get(group, ()))
+
+    def network(self) -> nn.Module:
+        """Return a freshly initialised network on the CPU."""
+        return _network(self.settings, self.dataset)
+
+    def stage(
+        self, stage: str, made_of: Mapping[str, Any], parents: Sequence[str], make: Callable[[Path], None]
+    ) -> Artifact:
+        """Return the artifact of a stage, from the store or freshly made."""
+        return self.store.get_or_make(
+            stage, stage_key(stage, made_of, parents), make, settings=made_of, parents=parents, device=str(self.device)
+        )
+
+
+def stage_key(stage: str, made_of: Mapping[str, Any], parents: Sequence[str]) -> str:
+    """Return the key of an artifact of `stage` at its present version."""
+    return fingerprint(stage, VERSIONS[stage], made_of, parents)
+
+
+def prepare(settings: Mapping[str, Any]) -> Plan:
+    """Build and check all that an experiment needs; what is wrong with it does not get past here.
+
+    Raises:
+        UserError: a setting cannot be used, a file is missing or damaged, the device does not exist, the store cannot
+            be written, or the network's symmetry cannot be proved.
+    """
+    device = _device(settings["device"])
+    torch.set_float32_matmul_precision("highest")  # barriers and matching statistics are float32, never TF32
+    groups = ("training", "endpoints", "alignment", "curve", "statistics", "evaluation")
+    built = {group: config.build(settings[group], group) for group in groups}
+    labels = built["endpoints"].labels(settings["seeds"])
+    store = Store(Path(settings["store"]["root"]))
+    store.check_writable()
+    dataset = _dataset(json.dumps(settings["dataset"]))
+    built["evaluation"].check(dataset)
+    model = _network(settings, dataset)
+    built["endpoints"].check(states.of_model(model))
+    example = torch.zeros(2, *dataset.input_shape)
+    symmetry = discover(model, example)
+    proof = verify(model, symmetry, example)
+    units = sum(group.size for group in symmetry.groups.values())
+    log.info(
+        "symmetry: %d hidden units in %d groups can be permuted; doing so changes the outputs by %.0e",
+        units,
+        len(symmetry.groups),
+        proof.error,
+    )
+    identity = {**config.identity(settings["dataset"], "dataset"), "checksum": dataset.checksum}
+    return Plan(
+        settings=settings,
+        labels=labels,
+        seed=settings["seed"],
+        device=device,
+        store=store,
+        dataset=dataset.to(device),
+        dataset_key=stage_key("dataset", identity, ()),
+        model=model.to(device),
+        symmetry=symmetry,
+        training=built["training"],
+        endpoints=built["endpoints"],
+        statistics=built["statistics"],
+        evaluation=built["evaluation"],
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(node: str) -> Dataset:
+    """Load the dataset that `node` (JSON) describes; the jobs of a sweep that share a process decode it once."""
+    loaded: Dataset = config.build(json.loads(node), "dataset").load()
+    return loaded
+
+
+def _network(settings: Mapping[str, Any], dataset: Dataset) -> nn.Module:
+    network: nn.Module = config.build(
+        settings["architecture"], "architecture", input_shape=dataset.input_shape, classes=dataset.classes
+    )
+    return network
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"device={name} does not exist here; use auto or one of {', '.join(available)}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name} cannot compute in float64, which alignment needs; use cpu or cuda")
+    return device
