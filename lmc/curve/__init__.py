@@ -1,1 +1,1 @@
-"""curve"""
+"""Paths between two networks: straight lines, and curves whose inner points are trained."""

@@ -1,0 +1,205 @@
+"""The one training loop, for networks and for curves."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lmc.dataset.images import Dataset, Images
+from lmc.errors import UserError
+from lmc.seeding import generator
+from lmc.training import checkpoint
+from lmc.training.checkpoint import Record
+from lmc.training.mounted import Mounted
+from lmc.training.recipe import Training
+from lmc.training.trainable import Trainable
+
+log = logging.getLogger(__name__)
+
+HISTORY_FILE = "history.jsonl"
+
+
+def fit(
+    model: nn.Module,
+    trainable: Trainable,
+    dataset: Dataset,
+    training: Training,
+    *,
+    seed: int,
+    folder: Path,
+    on_epoch: Callable[[Mapping[str, float]], None],
+) -> None:
+    """Train `trainable` on `dataset.train`, or continue where a killed run in `folder` stopped.
+
+    After every epoch a record is appended to history.jsonl in `folder` and handed to `on_epoch`: epoch (from 1),
+    learning_rate (of its last step), train_loss (nats) and train_accuracy (fraction), both over the epoch's augmented
+    minibatches and without weight decay, validation_loss and validation_accuracy if there is a validation split and a
+    network to measure on it, seconds and images_per_second of the training steps. A continued run hands out and writes
+    the earlier epochs again, so that both are always whole. The checkpoint is removed at the end.
+
+    On a CPU a continued run ends with the same bits as an unbroken one.
+
+    Args:
+        model: the architecture; it is copied, not changed.
+        trainable: what is trained, in place; on the device of the dataset.
+        dataset: images in memory; their device is where everything is computed.
+        training: the settings.
+        seed: of the order of the images, their augmentation and what `trainable` draws.
+        folder: where history and checkpoint are written; made if absent.
+        on_epoch: called after every epoch with its record.
+
+    Raises:
+        UserError: the loss is no longer finite (names epoch, step and learning rate), there are fewer than two training
+            images, or the folder holds the checkpoint of another run.
+    """
+    if len(dataset.train) < 2:
+        raise UserError(f"dataset {dataset.name} has {len(dataset.train)} training images; training needs at least 2")
+    run = _Run.start(model, trainable, dataset, training, seed)
+    origin = checkpoint.signature(
+        {"seed": seed, "data": dataset.checksum, "training": _settings(training)}, trainable.tensors()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    history = checkpoint.restore(folder, trainable, run.optimizer, origin)
+    if history:
+        log.info("continuing after epoch %d of %d", len(history), training.epochs)
+    with (folder / HISTORY_FILE).open("w", encoding="utf-8") as file:
+        for record in history:
+            file.write(json.dumps(record) + "\n")
+            on_epoch(record)
+        for epoch in range(len(history), training.epochs):
+            record = run.epoch(epoch)
+            history.append(record)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            if (epoch + 1) % training.checkpoint_every == 0 and epoch + 1 < training.epochs:
+                checkpoint.write(folder, trainable, run.optimizer, history, origin)
+            on_epoch(record)
+    checkpoint.remove(folder)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from epoch to epoch."""
+
+    network: Mounted
+    trainable: Trainable
+    optimizer: torch.optim.Optimizer
+    dataset: Dataset
+    training: Training
+    seed: int
+    device: torch.device
+    bfloat16: bool
+    channels_last: bool
+
+    @classmethod
+    def start(cls, model: nn.Module, trainable: Trainable, dataset: Dataset, training: Training, seed: int) -> "_Run":
+        device = dataset.train.images.device
+        network = Mounted(model)
+        network.module.to(device)
+        convolutional = any(parameter.ndim == 4 for parameter in network.module.parameters())
+        channels_last = training.channels_last and convolutional
+        parameters = trainable.parameters()
+        if channels_last:
+            for parameter in parameters:
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        bfloat16 = training.autocast(network.module, device)
+        log.info("training on %s in %s", device, "bfloat16" if bfloat16 else "float32")
+        optimizer = training.optimizer(parameters, 0.0 if trainable.decay_on_sample else training.weight_decay)
+        return cls(network, trainable, optimizer, dataset, training, seed, device, bfloat16, channels_last)
+
+    def epoch(self, epoch: int) -> Record:
+        """Train one epoch (counted from 0) and return its record."""
+        began = time.perf_counter()
+        batches = self._order(epoch)
+        augment = generator(self.seed, "augment", epoch)
+        draw = generator(self.seed, "sample", epoch)
+        losses = torch.zeros(len(batches), device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        group = self.optimizer.param_groups[0]
+        self.network.module.train()
+        for step, chosen in enumerate(batches):
+            group["lr"] = self.training.rate(epoch + step / len(batches))
+            images, labels = self._batch(chosen, augment)
+            state = self.trainable.state(draw)  # in float32: a sampled weight must not be rounded before its gradient
+            with self._precision():
+                logits = self.network(state, images)
+            logits = logits.float()
+            loss = cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation
+            self.optimizer.step()
+            losses[step] = loss.detach()
+            correct += (logits.detach().argmax(1) == labels).sum()
+        self._check_finite(epoch, losses)
+        sizes = torch.tensor([len(chosen) for chosen in batches], dtype=torch.float64)
+        examples = float(sizes.sum())
+        train_loss = float(losses.double().cpu() @ sizes) / examples
+        train_accuracy = int(correct) / examples
+        seconds = time.perf_counter() - began
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": group["lr"],
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            **self._validate(),
+            "seconds": seconds,
+            "images_per_second": examples / seconds,
+        }
+
+    def _order(self, epoch: int) -> tuple[Tensor, ...]:
+        """The image numbers of every step; a last step of a single image is left out (BatchNorm cannot take it)."""
+        order = torch.randperm(len(self.dataset.train), generator=generator(self.seed, "shuffle", epoch))
+        batches = torch.split(order.to(self.device), self.training.batch_size)
+        return batches if len(batches[-1]) > 1 else batches[:-1]
+
+    def _batch(self, chosen: Tensor, augment: torch.Generator) -> tuple[Tensor, Tensor]:
+        train = self.dataset.train
+        images = self.dataset.augmentation(train.images.index_select(0, chosen), augment)
+        images = self.dataset.normalise(images)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, train.labels.index_select(0, chosen)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    def _check_finite(self, epoch: int, losses: Tensor) -> None:
+        """One look at the device per epoch: per-step losses, and the weights that the last step left."""
+        bad = torch.cat([losses, *(parameter.detach().sum()[None] for parameter in self.trainable.parameters())])
+        wrong = (~torch.isfinite(bad)).nonzero().flatten().tolist()
+        if not wrong:
+            return
+        step = min(wrong[0], len(losses) - 1)
+        rate = self.training.rate(epoch + step / len(losses))
+        what = f"the loss became {float(losses[step])}" if wrong[0] == step else "the weights became infinite"
+        raise UserError(
+            f"training diverged: {what} in epoch {epoch + 1}, step {step + 1} of {len(losses)}, at learning rate "
+            f"{rate:.3g}; lower training.learning_rate or lengthen the warm-up (training.warmup_epochs)"
+        )
+
+    @torch.inference_mode()
+    def _validate(self) -> Record:
+        split: Images = self.dataset.validation
+        state = self.trainable.validated()
+        if state is None or len(split) == 0:
+            return {}
+        self.network.module.eval()
+        loss, correct = 0.0, 0
+        for images, labels in self.dataset.batches(split, max(self.training.batch_size, 1000)):
+            logits = self.network(state, images)
+            loss += float(cross_entropy(logits, labels, reduction="sum"))
+            correct += int((logits.argmax(1) == labels).sum())
+        return {"validation_loss": loss / len(split), "validation_accuracy": correct / len(split)}
+
+
+def _settings(training: Training) -> dict[str, object]:
+    """What of the settings a continued run must share with the killed one."""
+    return {"class": type(training).__name__, **asdict(replace(training, checkpoint_every=1))}
