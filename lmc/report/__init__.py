@@ -1,1 +1,1 @@
-"""report"""
+"""Tables, figures and the HTML page, from the files of runs alone."""

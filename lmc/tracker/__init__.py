@@ -1,1 +1,1 @@
-"""tracker"""
+"""Weights & Biases and the progress on the terminal."""

@@ -109,8 +109,8 @@ def test_rows_have_names_that_tell_them_apart():
     from lmc.results import Row
 
     def row(**changed) -> Row:
-        base = dict(what="barrier", path="aligned", pair=(0, 1), split="train", metric="loss", unit="nats")
-        return Row(**{**base, "value": 0.0, "examples": 1, "key": "", **changed})
+        base = {"what": "barrier", "path": "aligned", "pair": (0, 1), "split": "train", "metric": "loss"}
+        return Row(**{**base, "unit": "nats", "value": 0.0, "examples": 1, "key": "", **changed})
 
     assert row_name(row()) == "aligned/0-1/train/loss/barrier"
     assert row_name(row(what="endpoint", path=None, pair=(3,))) == "3/train/loss/endpoint"

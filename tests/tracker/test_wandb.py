@@ -13,7 +13,7 @@ from PIL import Image
 
 from lmc import config
 from lmc.errors import UserError
-from lmc.results import PathPoint, Row, append_rows, read_rows
+from lmc.results import PathPoint, Row, read_rows, write_rows
 from lmc.tracker.run import row_name
 from lmc.tracker.wandb import WandB
 
@@ -62,7 +62,7 @@ def in_a_process(mode: str, folder: Path, **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize("fails", [False, True], ids=["ends well", "crashes"])
 def test_an_offline_run_reads_back_as_it_was_told(tmp_path, read_runs, fails):
     losses = [0.9, 0.5, 0.25]
-    append_rows(tmp_path / "results.jsonl", ROWS)
+    write_rows(tmp_path / "results.jsonl", ROWS)
     png = tmp_path / "barrier.png"
     Image.new("RGB", (4, 3)).save(png)
 

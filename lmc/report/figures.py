@@ -1,0 +1,132 @@
+"""Figures as a paper prints them: loss and accuracy along the path, legible in one column."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmc.report.lines import Line, Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), told apart with every common colour blindness; without yellow, which is lost on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#767676"
+_PATH_COLOURS = {"unaligned": "#D55E00", "aligned": "#0072B2"}
+_SPLIT_STYLES: dict[str, Any] = {"train": "-", "validation": ":", "test": "--"}
+_PANELS: tuple[tuple[Metric, str, float], ...] = (("loss", "loss (nats)", 1.0), ("accuracy", "accuracy (%)", 100.0))
+_COLUMN_INCHES = 3.4
+_LEGEND_ENTRIES = 14
+_SHORT_LABEL = 20
+_STYLE: Any = {  # matplotlib types its keys one by one, differently in each version
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.6,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "svg.hashsalt": "lmc",  # the same figure gives the same bytes
+    "svg.fonttype": "path",
+}
+
+Lines = Mapping[tuple[str, str], Line]
+
+
+def run_figure(lines: Lines) -> "Figure":
+    """Return the figure of one run: unaligned beside aligned, train solid and test dashed, every pair thin."""
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        figure, panels = _panels(height=4.3)
+        for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
+            for (path, split), line in _ordered(lines):
+                _draw(axes, line, metric, scale, _PATH_COLOURS[path], _SPLIT_STYLES[split], members=True)
+        colours = [_key(_PATH_COLOURS[path], "-", path) for path in _PATH_COLOURS if any(p == path for p, _ in lines)]
+        figure.legend(handles=[*colours, *_split_keys(lines)], loc="outside upper center", ncols=4)
+        return figure
+
+
+def sweep_figure(settings: Sequence[tuple[str, Lines]]) -> "Figure":
+    """Return the figure of a sweep: the mean aligned path of every setting, the unaligned ones grey behind them.
+
+    Args:
+        settings: label and lines of each setting, in the order of the legend.
+    """
+    from matplotlib import rc_context
+
+    with rc_context(_STYLE):
+        shown = settings[:_LEGEND_ENTRIES]
+        columns = 2 if max(len(label) for label, _ in shown) <= _SHORT_LABEL else 1
+        figure, panels = _panels(height=4.4 + 0.17 * -(-len(shown) // columns))
+        for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
+            for front in (False, True):  # every unaligned path lies behind every aligned one
+                for number, (_, lines) in enumerate(settings):
+                    for (path, split), line in lines.items():
+                        if (path != "unaligned") == front:
+                            colour = PALETTE[number % len(PALETTE)] if front else GREY
+                            _draw(axes, line, metric, scale, colour, _SPLIT_STYLES[split], members=False)
+        keys = [_key(PALETTE[number % len(PALETTE)], "-", label) for number, (label, _) in enumerate(shown)]
+        if len(shown) < len(settings):
+            keys.append(_key("none", "-", f"and {len(settings) - len(shown)} more, see report.html"))
+        merged = {name: line for _, lines in settings for name, line in lines.items()}
+        common = [_key(GREY, "-", "unaligned"), *_split_keys(merged)]
+        figure.legend(handles=common, loc="outside upper center", ncols=4)
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+        return figure
+
+
+def save(figure: "Figure", stem: Path) -> list[Path]:
+    """Write `figure` as <stem>.png (300 dots per inch) and <stem>.svg (the same bytes each time); return both."""
+    from matplotlib import rc_context
+
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    with rc_context(_STYLE):
+        figure.savefig(png, dpi=300)
+        figure.savefig(svg, metadata={"Date": None})
+    return [png, svg]
+
+
+def _panels(height: float) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_COLUMN_INCHES, height), layout="constrained")
+    panels = list(figure.subplots(len(_PANELS), 1, sharex=True))
+    for axes, (_, label, _) in zip(panels, _PANELS, strict=True):
+        axes.set_ylabel(label)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    panels[-1].set_xlabel("position t on the path (0: fixed, 1: moving network)")
+    return figure, panels
+
+
+def _draw(axes: "Axes", line: Line, metric: Metric, scale: float, colour: str, style: Any, *, members: bool) -> None:
+    if members and len(line.loss) > 1:
+        for values in line.of(metric):
+            axes.plot(line.t, values * scale, style, color=colour, linewidth=0.5, alpha=0.35)
+    mean = line.mean(metric) * scale
+    axes.plot(line.t, mean, style, color=colour)
+    axes.plot(line.t[[0, -1]], mean[[0, -1]], "o", color=colour, markerfacecolor="white", clip_on=False, zorder=3)
+
+
+def _ordered(lines: Lines) -> list[tuple[tuple[str, str], Line]]:
+    """The lines from back to front: unaligned first, so that what the figure is about is not covered."""
+    return sorted(lines.items(), key=lambda item: (item[0][0] != "unaligned", item[0][1]))
+
+
+def _split_keys(lines: Lines) -> list[Any]:
+    present = {split for _, split in lines}
+    return [_key("#333333", style, split) for split, style in _SPLIT_STYLES.items() if split in present]
+
+
+def _key(colour: str, style: Any, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=style, label=label)

@@ -1,0 +1,144 @@
+"""The numbers of a report: which rows they come from, their mean and spread, and how they are written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmc.report.grouping import Setting
+from lmc.results import Row, mean_and_deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A column of a report.
+
+    Attributes:
+        name: its name in report.csv, where values keep the unit of results.jsonl.
+        group: heading that it shares with its neighbours.
+        label: its own heading.
+        unit: unit of the value as shown.
+        what, path, split, metric: the rows it comes from (None: any).
+        complement: it is 1 - value (an accuracy from an error).
+        scale: factor from the value to what is shown (100 for %).
+        digits: digits shown after the point.
+        lower_is_better: which end of the column is the good one.
+    """
+
+    name: str
+    group: str
+    label: str
+    unit: str
+    what: str
+    path: str | None = None
+    split: str | None = None
+    metric: str
+    complement: bool = False
+    scale: float = 1.0
+    digits: int = 3
+    lower_is_better: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The column's name in one line, with its unit."""
+        return f"{self.group} {self.label} ({self.unit})"
+
+    def fits(self, row: Row) -> bool:
+        """Tell whether `row` is one of the values of this column."""
+        return (
+            row.what == self.what
+            and row.metric == self.metric
+            and self.path in (None, row.path)
+            and self.split in (None, row.split)
+        )
+
+    def shown(self, value: float) -> str:
+        """Return `value` as it is printed, without its unit."""
+        return f"{value * self.scale:.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean and sample standard deviation of `count` values; the deviation of one value is NaN."""
+
+    mean: float
+    deviation: float
+    count: int
+
+
+def _barrier(path: str, split: str, metric: str, what: str = "barrier", group: str = "") -> Measure:
+    percent = metric == "error"
+    return Measure(
+        name=f"{path}_{split}_{metric}_{what}",
+        group=group or f"{path} barrier",
+        label=f"{split} {metric}",
+        unit="%" if percent else "nats",
+        what=what,
+        path=path,
+        split=split,
+        metric=metric,
+        scale=100.0 if percent else 1.0,
+        digits=2 if percent else 3,
+    )
+
+
+MEASURES = (
+    *(_barrier("aligned", split, metric) for metric in ("loss", "error") for split in ("train", "test")),
+    *(
+        _barrier("aligned", split, "loss", "barrier_midpoint", "aligned midpoint barrier")
+        for split in ("train", "test")
+    ),
+    _barrier("unaligned", "train", "loss"),
+    Measure(
+        name="endpoint_test_accuracy",
+        group="endpoints",
+        label="test accuracy",
+        unit="%",
+        what="endpoint",
+        split="test",
+        metric="error",
+        complement=True,
+        scale=100.0,
+        digits=2,
+        lower_is_better=False,
+    ),
+    Measure(
+        name="alignment_seconds",
+        group="alignment",
+        label="time",
+        unit="s",
+        what="alignment",
+        metric="seconds",
+        digits=2,
+    ),
+)
+
+
+def estimate(measure: Measure, setting: Setting) -> Estimate | None:
+    """Return the mean over all networks or pairs of a setting; None if it was not measured.
+
+    A number that several runs share (an endpoint in two pairs, a run that was started twice) counts once.
+    """
+    values: dict[tuple[tuple[int, ...], str], float] = {}
+    for run in setting.runs:
+        for row in run.rows:
+            if measure.fits(row):
+                values[row.pair, row.key] = 1 - row.value if measure.complement else row.value
+    return of_values(list(values.values()))
+
+
+def of_values(values: Sequence[float]) -> Estimate | None:
+    """Return the estimate of plain numbers; None if there are none."""
+    return Estimate(*mean_and_deviation(values), len(values)) if values else None
+
+
+def pairs(setting: Setting) -> int:
+    """Return how many pairs of networks a setting was measured on."""
+    return len({(row.pair, row.key) for run in setting.runs for row in run.rows if MEASURES[0].fits(row)})
+
+
+def written(measure: Measure, value: Estimate | None, plus_minus: str = "±", absent: str = "–") -> str:
+    """Return "mean ± deviation" as printed, or the mean alone if there is no deviation."""
+    if value is None:
+        return absent
+    mean = measure.shown(value.mean)
+    return mean if math.isnan(value.deviation) else f"{mean} {plus_minus} {measure.shown(value.deviation)}"

@@ -1,0 +1,106 @@
+"""The report of one run: its figure, and the table that is printed when it ends."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lmc.errors import UserError
+from lmc.report.figures import run_figure, save
+from lmc.report.lines import lines
+from lmc.report.measures import of_values
+from lmc.report.runs import read_whole_path
+from lmc.report.text import as_text
+from lmc.results import PATH_FILE, RESULTS_FILE, Row, read_rows
+
+FIGURE_STEM = "barrier"
+_SHOWN_ONE_BY_ONE = 6
+_CELLS = (("train", "loss"), ("test", "loss"), ("train", "error"), ("test", "error"))
+_BARRIER_HEADS = ("train loss, nats", "test loss, nats", "train error, %", "test error, %")
+_LEVEL_HEADS = ("train loss, nats", "test loss, nats", "train accuracy, %", "test accuracy, %")
+_PATHS = ("unaligned", "aligned")
+
+
+def write_run(folder: Path) -> str:
+    """Draw barrier.png and barrier.svg of a run folder from its results and return the table to be printed.
+
+    The table has the endpoints, the barrier (and its value at the midpoint) before and after alignment, on train and
+    test data, in loss and in error (an error barrier of 5 % is an accuracy barrier of 5 points), and, where there are
+    such rows, the barycentre of all networks and the alignment's objective.
+
+    Raises:
+        UserError: results.jsonl is missing or damaged, or path.csv is damaged.
+    """
+    if not (folder / RESULTS_FILE).is_file():
+        raise UserError(f"{folder} has no {RESULTS_FILE}; give the folder of a run")
+    rows = read_rows(folder / RESULTS_FILE)
+    if (folder / PATH_FILE).is_file():
+        save(run_figure(lines([read_whole_path(folder / PATH_FILE)])), folder / FIGURE_STEM)
+    return run_table(rows)
+
+
+def run_table(rows: Sequence[Row]) -> str:
+    """Return the results of one run as text; empty for no rows."""
+    tables = [
+        _levels("Endpoints", "network", list(_each(rows, "endpoint"))),
+        _barriers("Barrier: largest excess over the straight line between the ends", rows, "barrier"),
+        _barriers("Barrier at the midpoint: excess over the mean of the ends", rows, "barrier_midpoint"),
+        _levels("Barycentre of all networks", "path", _by_path([row for row in rows if row.what == "barycentre"])),
+        _alignments(rows),
+    ]
+    return "\n".join(table for table in tables if table)
+
+
+def _levels(title: str, name: str, groups: Sequence[tuple[str, Sequence[Row]]]) -> str:
+    body = [[label, *_cells(own, accuracy=True)] for label, own in groups]
+    return as_text(title, [name, *_LEVEL_HEADS], body, names=1)
+
+
+def _barriers(title: str, rows: Sequence[Row], what: str) -> str:
+    body = [
+        [name, path, *_cells(own, accuracy=False)]
+        for name, of_pair in _each(rows, what)
+        for path, own in _by_path(of_pair)
+    ]
+    return as_text(title, ["pair", "path", *_BARRIER_HEADS], body, names=2)
+
+
+def _alignments(rows: Sequence[Row]) -> str:
+    body = [
+        [name, *(_mean([row.value for row in own if row.metric == metric], 4) for metric in ("objective", "seconds"))]
+        for name, own in _each(rows, "alignment")
+    ]
+    return as_text("Alignment", ["pair", "objective", "seconds"], body, names=1)
+
+
+def _each(rows: Sequence[Row], what: str) -> Iterator[tuple[str, list[Row]]]:
+    """Yield the rows of each network or pair under its name, and of all together if there are more than two."""
+    chosen = [row for row in rows if row.what == what]
+    pairs = list(dict.fromkeys(row.pair for row in chosen))
+    if len(pairs) <= _SHOWN_ONE_BY_ONE:
+        for pair in pairs:
+            yield "-".join(map(str, pair)), [row for row in chosen if row.pair == pair]
+    if len(pairs) > 2:
+        yield f"mean of {len(pairs)}", chosen
+
+
+def _by_path(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    by_path = [(path, [row for row in rows if row.path == path]) for path in _PATHS]
+    return [(path, own) for path, own in by_path if own]
+
+
+def _cells(rows: Sequence[Row], *, accuracy: bool) -> list[str]:
+    """Loss and error (or accuracy) on train and test data, the last two in per cent."""
+    cells = []
+    for split, metric in _CELLS:
+        values = [row.value for row in rows if row.split == split and row.metric == metric]
+        if metric == "error":
+            values = [100 * (1 - value if accuracy else value) for value in values]
+        cells.append(_mean(values, 2 if metric == "error" else 4))
+    return cells
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    found = of_values(values)
+    if found is None:
+        return "–"
+    spread = f" ± {found.deviation:.{digits}f}" if found.count > 1 else ""
+    return f"{found.mean:.{digits}f}{spread}"

@@ -1,0 +1,71 @@
+"""The report of a sweep: one row per setting, in Markdown, CSV, LaTeX and HTML, and the paths laid over each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmc.errors import UserError
+from lmc.report.figures import save, sweep_figure
+from lmc.report.lines import Line, lines
+from lmc.report.page import page
+from lmc.report.runs import collect
+from lmc.report.tables import SweepTable, comma_separated, latex, markdown, plain, tabulate
+
+FIGURE_STEM = "paths"
+DEFINITIONS = (
+    "barrier: max over t of L(t) - [(1-t) L(0) + t L(1)]; midpoint barrier: L(1/2) - (L(0) + L(1)) / 2; nothing is "
+    "clipped.",
+    "Error barriers are in percentage points. mean ± sample standard deviation over pairs (endpoints: over networks).",
+)
+
+
+def write_sweep(folders: Sequence[Path], out: Path) -> str:
+    """Write report.md, report.csv, report.tex, report.html, paths.png and paths.svg into `out`.
+
+    Args:
+        folders: searched, with everything below them, for run folders. Runs that differ only in their seeds, the
+            device, the store, the tracker or the batch size of a measurement make one row.
+        out: made if it does not exist.
+
+    Returns:
+        The text to be printed: a short table, what is missing, and where the files are.
+
+    Raises:
+        UserError: a folder does not exist, or no run in them has ended.
+    """
+    found = collect(folders)
+    if not found.runs:
+        names = ", ".join(map(str, folders))
+        more = "".join(f"; {problem}" for problem in found.problems[:1])
+        raise UserError(f"no finished run below {names}{more}; run the experiment, or give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    table = tabulate(found.runs)
+    curves = [lines(run.points for run in setting.runs) for setting in table.settings]
+    named = [(setting.label, own) for setting, own in zip(table.settings, curves, strict=True)]
+    files = {
+        "report.md": _markdown_report(table, found.problems, has_figure=any(curves)),
+        "report.csv": comma_separated(table),
+        "report.tex": latex(table),
+        "report.html": page(table, named, found.problems, DEFINITIONS),
+    }
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+    drawn = _draw(named, out)
+    missing = [f"missing: {problem}" for problem in found.problems]
+    return "\n".join([plain(table), *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
+
+
+def _draw(named: Sequence[tuple[str, dict[tuple[str, str], Line]]], out: Path) -> str:
+    with_curves = [(label, own) for label, own in named if own]
+    if not with_curves:
+        return ""
+    png, _ = save(sweep_figure(with_curves), out / FIGURE_STEM)
+    return f"\nfigure: {png} (.svg)"
+
+
+def _markdown_report(table: SweepTable, problems: Sequence[str], *, has_figure: bool) -> str:
+    parts = ["# Report", markdown(table), "\n".join(f"- {line}" for line in DEFINITIONS)]
+    if has_figure:
+        parts.append(f"![loss and accuracy along the paths]({FIGURE_STEM}.png)")
+    if problems:
+        parts.append("## Missing\n\n" + "\n".join(f"- {problem}" for problem in problems))
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
