@@ -67,12 +67,13 @@ def sweep_figure(settings: Sequence[tuple[str, Lines]]) -> "Figure":
         columns = 2 if max(len(label) for label, _ in shown) <= _SHORT_LABEL else 1
         figure, panels = _panels(height=4.4 + 0.17 * -(-len(shown) // columns))
         for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
-            for front in (False, True):  # every unaligned path lies behind every aligned one
-                for number, (_, lines) in enumerate(settings):
-                    for (path, split), line in lines.items():
-                        if (path != "unaligned") == front:
-                            colour = PALETTE[number % len(PALETTE)] if front else GREY
-                            _draw(axes, line, metric, scale, colour, _SPLIT_STYLES[split], members=False)
+            for line, split in _distinct_unaligned(settings):
+                _draw(axes, line, metric, scale, GREY, _SPLIT_STYLES[split], members=False)
+            for number, (_, lines) in enumerate(settings):
+                for (path, split), line in lines.items():
+                    if path != "unaligned":
+                        colour = PALETTE[number % len(PALETTE)]
+                        _draw(axes, line, metric, scale, colour, _SPLIT_STYLES[split], members=False)
         keys = [_key(PALETTE[number % len(PALETTE)], "-", label) for number, (label, _) in enumerate(shown)]
         if len(shown) < len(settings):
             keys.append(_key("none", "-", f"and {len(settings) - len(shown)} more, see report.html"))
@@ -114,6 +115,17 @@ def _draw(axes: "Axes", line: Line, metric: Metric, scale: float, colour: str, s
     mean = line.mean(metric) * scale
     axes.plot(line.t, mean, style, color=colour)
     axes.plot(line.t[[0, -1]], mean[[0, -1]], "o", color=colour, markerfacecolor="white", clip_on=False, zorder=3)
+
+
+def _distinct_unaligned(settings: Sequence[tuple[str, Lines]]) -> list[tuple[Line, str]]:
+    """The unaligned paths and their splits; settings of the same networks share theirs, which is drawn once."""
+    found = {
+        (split, line.loss.tobytes()): (line, split)
+        for _, lines in settings
+        for (path, split), line in lines.items()
+        if path == "unaligned"
+    }
+    return list(found.values())
 
 
 def _ordered(lines: Lines) -> list[tuple[tuple[str, str], Line]]:
