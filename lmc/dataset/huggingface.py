@@ -51,6 +51,13 @@ class HuggingFace(Source):
     size: PositiveInt | None = None
     channels: Channels | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_split.lower() == self.test_split.lower():
+            raise UserError(
+                f"dataset.train_split and dataset.test_split are both {self.test_split!r}; make them differ"
+            )
+
     def read(self) -> Raw:
         """Return both splits in the order of their files and rows.
 
@@ -59,36 +66,44 @@ class HuggingFace(Source):
                 of another type; an image is damaged or of another size.
         """
         files = self._files()
-        name = (
-            self.hub
-            if self.path is None
-            else (files[0].parent if isinstance(self.path, list) else Path(self.path)).name
-        )
+        first = next(iter(files)) if isinstance(self.path, list) else Path(self.path or "")
+        name = self.hub if self.path is None else (first.parent if first.is_file() else first.resolve()).name
         train, declared = self._read_split(files, self.train_split)
         test, _ = self._read_split(files, self.test_split)
         classes = self.classes or declared or int(train.labels.max()) + 1
         return Raw(name or "huggingface", train, test, classes)
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> dict[Path, tuple[str, ...]]:
         if self.path is None:
-            return _listed([download(self.hub, self.revision)])
-        return _listed([Path(part) for part in ([self.path] if isinstance(self.path, str) else self.path)])
+            return listed([download(self.hub, self.revision)])
+        return listed([Path(part) for part in ([self.path] if isinstance(self.path, str) else self.path)])
 
-    def _read_split(self, files: list[Path], split: str) -> tuple[Images, int | None]:
-        word = re.compile(rf"(?<![a-z0-9]){re.escape(split.lower())}(?![a-z])")
-        chosen = [file for file in files if word.search(file.name.lower())]
-        chosen = chosen or [file for file in files if word.search(file.parent.name.lower())]
+    def _read_split(self, files: dict[Path, tuple[str, ...]], split: str) -> tuple[Images, int | None]:
+        words = (self.train_split.lower(), self.test_split.lower())
+        chosen = [file for file, names in files.items() if split_of(names, words) == split.lower()]
         if not chosen:
-            shown = ", ".join(file.name for file in files[:5])
+            shown = ", ".join(file.name for file in list(files)[:5])
             raise UserError(
-                f"no Parquet file of {split!r} among {shown}; name one {split}*.parquet, or set "
-                "dataset.train_split and dataset.test_split to the words in the names"
+                f"no Parquet file of {split!r} among {shown}; name one {split}*.parquet, or set dataset.train_split "
+                "and dataset.test_split to the words in the names"
             )
         folders = sorted({str(file.parent) for file in chosen})
         if len(folders) > 1:
             raise UserError(f"{split!r} files lie in several folders: {', '.join(folders)}; set dataset.path to one")
         stamps = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in chosen)
-        return _images(stamps, self.image_column, self.label_column, self.size, self.channels)
+        return read_images(stamps, self.image_column, self.label_column, self.size, self.channels)
+
+
+def split_of(names: Sequence[str], words: Sequence[str]) -> str | None:
+    """Return which of `words` is in the first of `names` that has any; None if none has, or if that one has several.
+
+    A word counts if no letter is beside it: "train-00000-of-00002" has "train" in it, "constrained" has not.
+    """
+    for name in names:
+        found = {word for word in words if re.search(rf"(?<![a-z]){re.escape(word)}(?![a-z])", name.lower())}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def download(hub: str | None, revision: str | None) -> Path:
@@ -118,8 +133,15 @@ def download(hub: str | None, revision: str | None) -> Path:
         ) from None
 
 
-def _listed(paths: Sequence[Path]) -> list[Path]:
-    files: list[Path] = []
+def listed(paths: Sequence[Path]) -> dict[Path, tuple[str, ...]]:
+    """Return the Parquet files in and among `paths`, each with the names that may say its split.
+
+    Those are its own and then its folder's; but not the name of a folder that the user gave, which may say anything.
+
+    Raises:
+        UserError: there is none.
+    """
+    files: dict[Path, tuple[str, ...]] = {}
     for path in paths:
         if path.is_dir():
             found = sorted(path.rglob("*.parquet"))
@@ -127,9 +149,9 @@ def _listed(paths: Sequence[Path]) -> list[Path]:
                 raise UserError(
                     f"dataset folder {path} holds no .parquet file; set dataset.path to the folder that does"
                 )
-            files += found
+            files |= {file: (file.stem, file.parent.name)[: 1 if file.parent == path else 2] for file in found}
         elif path.is_file():
-            files.append(path)
+            files[path] = (path.stem, path.parent.name)
         else:
             raise UserError(f"dataset path {path} does not exist; set dataset.path to a folder of Parquet files")
     if not files:
@@ -139,7 +161,7 @@ def _listed(paths: Sequence[Path]) -> list[Path]:
 
 # The jobs of a sweep that share a process share the decoded images; the stamps tell a changed file from an old one.
 @lru_cache(maxsize=2)
-def _images(
+def read_images(
     stamps: tuple[tuple[Path, int, int], ...],
     image_column: str | None,
     label_column: str | None,

@@ -67,10 +67,10 @@ class Source(ABC):
                 not fit the channels.
         """
         raw = self.read()
-        if raw.classes < 2:
-            raise UserError(f"dataset {raw.name} has a single class; a classifier needs at least two")
         for split, examples in (("train", raw.train), ("test", raw.test)):
             check(raw.name, split, examples, raw.classes)
+        if raw.classes < 2:
+            raise UserError(f"dataset {raw.name} has a single class; a classifier needs at least two")
         if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
             raise UserError(
                 f"dataset {raw.name}: training images are {shape_text(raw.train)}, test images {shape_text(raw.test)}; "
@@ -107,7 +107,7 @@ class Source(ABC):
                 f"dataset.train_size={self.train_size} is more than the {left} training images of {raw.name} "
                 f"(of {held}, with validation_size={self.validation_size}); make it at most {left}, or null for all"
             )
-        if (self.train_size or held) == held:
+        if (self.train_size or left) == held:
             return raw.train, raw.train.select(torch.arange(0))  # no copy of what may be large
         shuffled = torch.randperm(held, generator=seeding.generator(self.split_seed, "dataset", "split"))
         order = shuffled[stratified_order(raw.train.labels[shuffled])]
