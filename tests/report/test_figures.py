@@ -17,7 +17,9 @@ def test_the_mean_line_is_the_mean_of_the_pairs(three_pairs):
     line = lines([three_pairs])["aligned", "train"]
     t = np.linspace(0, 1, 25)
     np.testing.assert_allclose(line.mean("loss"), 0.1 + 0.2 * t + 4 * 0.03 * t * (1 - t), rtol=1e-12)
-    np.testing.assert_allclose(line.deviation("loss"), np.std([0.01, 0.025, 0.055], ddof=1) * 4 * t * (1 - t), atol=1e-12)
+    np.testing.assert_allclose(
+        line.deviation("loss"), np.std([0.01, 0.025, 0.055], ddof=1) * 4 * t * (1 - t), atol=1e-12
+    )
 
 
 def test_lines_on_different_grids_meet_on_their_union(three_pairs):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -87,10 +88,21 @@ def _read(folder: Path) -> list[Recorded]:
     return found
 
 
+def _read_when_written(folder: Path) -> list[Recorded]:
+    """Read once every run has its exit record: W&B's own process writes the file a moment after `finish` returns."""
+    deadline = time.monotonic() + 30
+    while True:
+        runs = _read(folder)
+        offline = [run for run in runs if run.folder.name.startswith("offline-run")]
+        if all(run.exit_code is not None for run in offline) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def read_runs() -> Callable[[Path], list[Recorded]]:
     """Every W&B run recorded in a folder."""
-    return _read
+    return _read_when_written
 
 
 @pytest.fixture
