@@ -188,4 +188,4 @@ class SVHN(TorchvisionSource):
 def _reason(error: BaseException) -> str:
     """The first line of what went wrong, without a closing full stop."""
     lines = str(error).splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return lines[0].rstrip(" .:") if lines else type(error).__name__
