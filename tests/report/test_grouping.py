@@ -15,8 +15,12 @@ def grouped(*runs: FinishedRun) -> tuple[list[str], list[tuple[tuple[str, ...], 
 
 
 def test_runs_that_differ_in_what_cannot_change_a_result_are_one_setting():
-    first = run({"tracker": "wandb"}, seeds=[0, 1], device="cpu", store={"root": "a"}, evaluation={"batch_size": 8})
-    second = run({"tracker": "none"}, seeds=[2, 3], device="cuda", store={"root": "b"}, evaluation={"batch_size": 9})
+    first = run(
+        {"tracker": "wandb"}, seed=0, seeds=[0, 1], device="cpu", store={"root": "a"}, evaluation={"batch_size": 8}
+    )
+    second = run(
+        {"tracker": "none"}, seed=1, seeds=[2, 3], device="cuda", store={"root": "b"}, evaluation={"batch_size": 9}
+    )
     assert [count for _, count in grouped(first, second)[1]] == [2]
 
 
