@@ -156,11 +156,8 @@ def _align(
     permutation = Permutation.load(artifact.folder / _PERMUTATION_FILE, plan.symmetry)
     pair = Pair(fixed, moving, permutation, artifact.key)
     objective = json.loads((artifact.folder / _MATCHING_FILE).read_text(encoding="utf-8"))["objective"]
-    about = {"path": "aligned", "pair": pair.labels, "split": None, "examples": 0, "key": artifact.key}
-    return pair, [
-        Row(what="alignment", metric="objective", unit="similarity", value=objective, **about),
-        Row(what="alignment", metric="time", unit="seconds", value=artifact.record["seconds"], **about),
-    ]
+    values = {"objective": ("similarity", objective), "time": ("seconds", artifact.record["seconds"])}
+    return pair, list(_rows("alignment", values, "aligned", pair.labels, None, 0, artifact.key))
 
 
 def _training_images(plan: Plan) -> Callable[[int], Iterator[Tensor]]:
@@ -248,23 +245,32 @@ def _measured_rows(
 
     whole = {"what": what, "evaluation": plan.identity("evaluation"), **made_of}
     artifact = plan.stage("evaluation", whole, [*parents, plan.dataset_key], make)
-    rows = []
+    rows: list[Row] = []
     for split, found in json.loads((artifact.folder / _MEASUREMENT_FILE).read_text(encoding="utf-8")).items():
-        for metric, unit, value in (
-            ("loss", "nats", found["loss"]),
-            ("error", "fraction", 1 - found["accuracy"]),
-        ):
-            rows.append(
-                Row(
-                    what=what,
-                    path=path,
-                    pair=labels,
-                    split=split,
-                    metric=metric,
-                    unit=unit,
-                    value=value,
-                    examples=found["examples"],
-                    key=artifact.key,
-                )
-            )
+        values = {"loss": ("nats", found["loss"]), "error": ("fraction", 1 - found["accuracy"])}
+        rows += _rows(what, values, path, labels, split, found["examples"], artifact.key)
     return rows
+
+
+def _rows(
+    what: str,
+    values: Mapping[str, tuple[str, float]],
+    path: PathName | None,
+    labels: tuple[int, ...],
+    split: str | None,
+    examples: int,
+    key: str,
+) -> Iterator[Row]:
+    """One row for each metric of `values`, a mapping to (unit, value)."""
+    for metric, (unit, value) in values.items():
+        yield Row(
+            what=what,
+            path=path,
+            pair=labels,
+            split=split,
+            metric=metric,
+            unit=unit,
+            value=value,
+            examples=examples,
+            key=key,
+        )

@@ -101,11 +101,12 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     store = Store(Path(settings["store"]["root"]))
     store.check_writable()
     dataset = _dataset(json.dumps(settings["dataset"]))
-    built["evaluation"].check(dataset)
     model = _network(settings, dataset)
     built["endpoints"].check(states.of_model(model))
     example = torch.zeros(2, *dataset.input_shape)
     symmetry = discover(model, example)
+    built["evaluation"].splits(dataset)  # more images asked for than there are?
+    built["statistics"].bind(model, symmetry, (), dataset)
     proof = verify(model, symmetry, example)
     units = sum(group.size for group in symmetry.groups.values())
     log.info(

@@ -37,7 +37,5 @@ class Independent:
             model = ingredients.network()
         model.to(ingredients.dataset.train.images.device)
         trainable = NetworkTrainable(model, states.of_model(model))
-        fit(
-            model, trainable, ingredients.dataset, ingredients.training, seed=label, folder=folder, on_epoch=on_epoch
-        )
+        fit(model, trainable, ingredients.dataset, ingredients.training, seed=label, folder=folder, on_epoch=on_epoch)
         states.save(trainable.final_state(), folder / WEIGHTS_FILE)

@@ -38,8 +38,8 @@ class Run:
         self._mirror.finish(0 if kind is None else 1)
 
     @contextmanager
-    def stage(self, label: str, total: int) -> Iterator[Advance]:
-        """Show and record a stage of `total` steps.
+    def stage(self, label: str, total: int | None) -> Iterator[Advance]:
+        """Show and record a stage of `total` steps (None: not known).
 
         Yields a function to be called once a step with the newest metrics; they become the history "<label>/<metric>"
         with a step axis of its own, "<label>/step", which counts from 1.

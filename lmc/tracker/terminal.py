@@ -28,8 +28,11 @@ class Terminal:
         self._progress: Any = None
 
     @contextmanager
-    def stage(self, label: str, total: int) -> Iterator[Advance]:
-        """Show a stage of `total` steps; calling what is yielded with the newest metrics advances it by one."""
+    def stage(self, label: str, total: int | None) -> Iterator[Advance]:
+        """Show a stage of `total` steps (None: not known).
+
+        Calling what is yielded with the newest metrics advances it by one.
+        """
         started, done = time.perf_counter(), 0
         newest: Mapping[str, float] = {}
         with self._bar(label, total) if self._stream.isatty() else _quarters(label, total) as show:
@@ -43,7 +46,7 @@ class Terminal:
         log.info("%s: %s in %.1f s%s", label, _steps(done), time.perf_counter() - started, _text(newest, ", "))
 
     @contextmanager
-    def _bar(self, label: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    def _bar(self, label: str, total: int | None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
         """Add a bar to the live display, which begins with the outermost stage and ends with it."""
         outermost = self._progress is None
         if outermost:
@@ -83,7 +86,7 @@ def _make_progress(stream: TextIO) -> Any:
     return Progress(*columns, console=console, transient=True, redirect_stdout=own, redirect_stderr=own)
 
 
-def _drawn(progress: Any, label: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def _drawn(progress: Any, label: str, total: int | None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     task = progress.add_task(label, total=total, newest="")
     try:
         yield lambda done, newest: progress.update(task, completed=done, newest=_text(newest))
@@ -92,9 +95,10 @@ def _drawn(progress: Any, label: str, total: int) -> Iterator[Callable[[int, Map
 
 
 @contextmanager
-def _quarters(label: str, total: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+def _quarters(label: str, total: int | None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
     """Log at 1/4, 2/4 and 3/4 of the stage; its end is logged by the caller."""
-    marks = {-(-total * part // _LINES_PER_STAGE) for part in range(1, _LINES_PER_STAGE)} - {0, total}
+    parts = range(1, _LINES_PER_STAGE)
+    marks = set() if total is None else {-(-total * part // _LINES_PER_STAGE) for part in parts} - {0, total}
 
     def show(done: int, newest: Mapping[str, float]) -> None:
         if done in marks:

@@ -64,7 +64,7 @@ def test_architectures_are_found_and_proved(name: str, norm: str, caplog: pytest
     for tensor, dims in symmetry.shapes.items():
         if len(dims) > 1:
             acting = {axis.dim for axis in symmetry.axes_of.get(tensor, ())}
-            is_first, is_last = dims[1] == shape[0] or dims[1] == 64 and name == "mlp", dims[0] == 10
+            is_first, is_last = dims[1] == shape[0] or (dims[1] == 64 and name == "mlp"), dims[0] == 10
             assert (0 in acting) == (not is_last), tensor
             assert (1 in acting) == (not is_first), tensor
 
