@@ -1,0 +1,1 @@
+"""How alike the units of two networks are: by their weights, and by what they answer to the same inputs."""
