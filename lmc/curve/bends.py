@@ -63,8 +63,7 @@ class BendsTrainable:
 
     def at(self, t: float) -> State:
         """Return the network at `t`, differentiable in `parameters`; its buffers are throw-away copies."""
-        weights = torch.tensor(self._weights(t), device=self._controls.device)
-        point: Tensor = _Point.apply(self._leaf, self._controls, weights, self._decay)
+        point: Tensor = _Point.apply(self._leaf, self._controls, self._weights(t), self._decay)
         state = self._layout.views(point)
         state |= {alias: state[name] for alias, name in self._aliases.items()}
         state |= self._straight.views(torch.lerp(*self._straight_ends, t))
@@ -89,19 +88,22 @@ class _Point(torch.autograd.Function):
     """weights @ controls, (P,); its gradient goes to the inner control points, with that of the decay added."""
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor, controls: Tensor, weights: Tensor, decay: float) -> Tensor:
-        point = weights @ controls
-        ctx.decay = decay
-        ctx.save_for_backward(weights, point if decay else None)
+    def forward(ctx: Any, leaf: Tensor, controls: Tensor, weights: list[float], decay: float) -> Tensor:
+        point = torch.tensor(weights, device=controls.device) @ controls
+        ctx.inner, ctx.decay = weights[1:-1], decay
+        ctx.save_for_backward(point if decay else None)
         return point
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        weights, point = ctx.saved_tensors
+        # Changed in place, which saves two passes over memory: it is the fresh concatenation that the one split of the
+        # point has made, and nobody else holds it.
         (gradient,) = gradients
         if ctx.decay:
-            gradient = gradient.add(point, alpha=ctx.decay)
-        return torch.outer(weights[1:-1], gradient), None, None, None
+            gradient.add_(ctx.saved_tensors[0], alpha=ctx.decay)
+        if len(ctx.inner) == 1:
+            return gradient.mul_(ctx.inner[0])[None], None, None, None
+        return torch.outer(torch.tensor(ctx.inner, device=gradient.device), gradient), None, None, None
 
 
 def _aliases(model: nn.Module, bending: Mapping[str, Tensor]) -> dict[str, str]:
