@@ -48,7 +48,8 @@ class Problem:
             if left == 0:
                 return
             chosen = batch if left is None else batch[:left]
-            yield chosen.to(self.device)
+            if len(chosen):
+                yield chosen.to(self.device)
             left = None if left is None else left - len(chosen)
         if left:
             raise UserError(

@@ -1,0 +1,110 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from lmc import config
+from lmc.alignment import align
+from lmc.alignment.activation_matching import ActivationMatching
+from lmc.alignment.none import NoAlignment
+from lmc.alignment.problem import Problem
+from lmc.errors import UserError
+from lmc.seeding import isolated
+from lmc.state import State, of_model
+from lmc.symmetry.discover import discover
+from lmc.symmetry.permutation import Permutation
+from lmc.symmetry.structure import Symmetry
+
+FOLDER = Path(__file__).parents[2] / "conf" / "alignment"
+OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def node(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    with isolated(0, "test"):
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+@pytest.fixture(scope="module")
+def symmetry(model: nn.Module) -> Symmetry:
+    return discover(model, torch.zeros(2, 3, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_returns_a_permutation_of_the_symmetry(
+    model: nn.Module, symmetry: Symmetry, images: torch.Tensor, name: str
+) -> None:
+    assert set(config.settings(node(name), "alignment")) == set(node(name))
+    settings = {**node(name), "images": 64} if name == "activation_matching" else node(name)
+    method = config.build(settings, "alignment")
+    assert method == type(method)(**{k: v for k, v in settings.items() if k not in ("_target_",)})
+    fixed = of_model(model)
+    moving = Permutation.random(symmetry, torch.Generator().manual_seed(1)).apply(fixed)
+    steps: list[Mapping[str, float]] = []
+    matching = method(
+        fixed, moving, Problem(model, symmetry, 0, torch.device("cpu"), lambda size: images.split(size)), steps.append
+    )
+    assert set(matching.permutation) == set(symmetry.groups)
+    assert isinstance(matching.objective, float)
+    assert all(isinstance(value, int | float) for record in [*matching.trace, *steps] for value in record.values())
+    assert isinstance(method.needs_data, bool)
+
+
+def test_options_exist() -> None:
+    assert {"none", "activation_matching", "weight_matching"} <= set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("weight_matching", "restarts", 0),
+        ("weight_matching", "order", "sideways"),
+        ("weight_matching", "start", "middle"),
+        ("weight_matching", "max_sweeps", -1),
+        ("weight_matching", "tolerance", -1e-3),
+        ("activation_matching", "images", 0),
+        ("activation_matching", "kind", "both"),
+        ("activation_matching", "similarity", "cosine"),
+        ("activation_matching", "batch_size", 0),
+    ],
+)
+def test_unusable_settings_are_named(name: str, setting: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"alignment\.{setting}"):
+        config.build({**node(name), setting: value}, "alignment")
+
+
+def test_no_alignment_is_the_identity_and_still_checks(
+    symmetries: dict[str, Symmetry], draw: Callable[[Symmetry, int], State], pose: Callable[..., Problem]
+) -> None:
+    symmetry = symmetries["mlp"]
+    fixed, moving = draw(symmetry, 1), draw(symmetry, 2)
+    assert NoAlignment()(fixed, moving, pose(symmetry)).permutation == Permutation.identity(symmetry)
+    with pytest.raises(UserError, match=r"moving network has no tensor '1\.w'"):
+        NoAlignment()(fixed, {name: tensor for name, tensor in moving.items() if name != "1.w"}, pose(symmetry))
+
+
+def test_align_is_the_short_way(model: nn.Module, symmetry: Symmetry, images: torch.Tensor) -> None:
+    fixed = of_model(model)
+    hidden = Permutation.random(symmetry, torch.Generator().manual_seed(1))
+    moving = hidden.apply(fixed)
+    assert align(symmetry, fixed, moving) == hidden.inverse()
+    by_activations = align(
+        symmetry, fixed, moving, ActivationMatching(images=None), model=model, batches=images.split(10)
+    )
+    assert by_activations == hidden.inverse()
+    with pytest.raises(UserError, match="no model was given"):
+        align(symmetry, fixed, moving, ActivationMatching(images=None), batches=images.split(10))
