@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmc.alignment.activation_matching import ActivationMatching as ActivationMatching
-    from lmc.alignment.align import align as align
+    from lmc.alignment import align as align
     from lmc.alignment.weight_matching import WeightMatching as WeightMatching
     from lmc.errors import UserError as UserError
     from lmc.evaluation.barrier import barrier as barrier
@@ -31,7 +31,7 @@ _PUBLIC = {
     "Symmetry": "lmc.symmetry.structure",
     "UserError": "lmc.errors",
     "WeightMatching": "lmc.alignment.weight_matching",
-    "align": "lmc.alignment.align",
+    "align": "lmc.alignment",
     "barrier": "lmc.evaluation.barrier",
     "discover": "lmc.symmetry.discover",
     "interpolate": "lmc.state",

@@ -80,8 +80,16 @@ def settings(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -
 
 def identity(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Return what a key is made of: `settings` without those that cannot change a result (`outside_key`)."""
-    hidden: frozenset[str] = getattr(_locate(node["_target_"], where), "outside_key", frozenset())
-    return {name: value for name, value in settings(node, where, given).items() if name not in hidden}
+    return _without_outside_key(settings(node, where, given), where)
+
+
+def _without_outside_key(effective: dict[str, Any], where: str) -> dict[str, Any]:
+    hidden: frozenset[str] = getattr(_locate(effective["_target_"], where), "outside_key", frozenset())
+    return {
+        name: _without_outside_key(value, f"{where}.{name}") if _is_node(value) else value
+        for name, value in effective.items()
+        if name not in hidden
+    }
 
 
 def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:

@@ -156,7 +156,7 @@ def _align(
     permutation = Permutation.load(artifact.folder / _PERMUTATION_FILE, plan.symmetry)
     pair = Pair(fixed, moving, permutation, artifact.key)
     objective = json.loads((artifact.folder / _MATCHING_FILE).read_text(encoding="utf-8"))["objective"]
-    values = {"objective": ("similarity", objective), "time": ("seconds", artifact.record["seconds"])}
+    values = {"objective": ("similarity", objective), "seconds": ("seconds", artifact.record["seconds"])}
     return pair, list(_rows("alignment", values, "aligned", pair.labels, None, 0, artifact.key))
 
 

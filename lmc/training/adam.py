@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmc.training.recipe import Momentum, Training, fusable
+from lmc.training.recipe import Momentum, NonNegative, Training, fusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Adam(Training):
         epsilon: added to the square root of the latter.
     """
 
+    weight_decay: NonNegative = 1e-3
     beta1: Momentum = 0.9
     beta2: Momentum = 0.999
     epsilon: Annotated[float, Field(gt=0)] = 1e-8

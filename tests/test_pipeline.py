@@ -1,0 +1,264 @@
+"""The whole experiment: what it computes, what it reuses, and what it refuses before any training."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from lmc import config, pipeline, plan, state
+from lmc.architecture.mlp import MLP
+from lmc.errors import UserError
+from lmc.pipeline import Results
+from lmc.symmetry.discover import discover
+from lmc.symmetry.permutation import Permutation
+
+SMALL = [
+    *("dataset=synthetic", "dataset.examples=60", "dataset.test_examples=30", "dataset.size=8", "dataset.channels=1"),
+    *("architecture.width=6", "architecture.depth=2", "training.epochs=2", "training.batch_size=20"),
+    *("evaluation.grid=3", "alignment.restarts=2", "tracker.mode=disabled"),
+]
+
+
+class Stages:
+    """An observer that remembers which stages had to be computed."""
+
+    def __init__(self) -> None:
+        self.computed: list[str] = []
+
+    @contextmanager
+    def stage(self, label: str, total: int | None) -> Iterator[Callable[[Mapping[str, float]], None]]:
+        self.computed.append(label)
+        yield lambda numbers: None
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    config.register()
+    kept = [o for o in SMALL if o.partition("=")[0] not in {p.partition("=")[0] for p in overrides}]
+    if any(o.startswith("alignment=") and "weight" not in o for o in overrides):
+        kept.remove("alignment.restarts=2")
+    with initialize_config_dir(config.conf_dir(), version_base="1.3"):
+        return config.plain(compose("config", [*kept, *overrides]))
+
+
+def run(*overrides: str) -> tuple[Results, list[str]]:
+    stages = Stages()
+    return pipeline.run(settings(*overrides), stages), stages.computed
+
+
+def values(found: Results, **wanted: object) -> list[float]:
+    return [row.value for row in found.rows if all(getattr(row, name) == value for name, value in wanted.items())]
+
+
+def test_a_second_start_computes_nothing_and_finds_the_same():
+    first, computed = run()
+    assert computed == ["network 0", "network 1", "alignment 0-1", "alignment 0-1", "aligned path 0-1", "unaligned path 0-1"]
+    second, recomputed = run()
+    assert recomputed == []
+    assert second == first
+
+
+def test_every_documented_number_is_there():
+    found, _ = run()
+    for path in ("aligned", "unaligned"):
+        for split, examples in (("train", 60), ("test", 30)):
+            for metric, unit in (("loss", "nats"), ("error", "fraction")):
+                rows = [r for r in found.rows if (r.path, r.split, r.metric) == (path, split, metric)]
+                assert {r.what for r in rows} == {
+                    *("barrier", "barrier_mean_endpoints", "barrier_midpoint"),
+                    *("path_min", "path_mean", "path_max", "path_length_mean"),
+                }
+                assert {(r.unit, r.examples, r.pair) for r in rows} == {(unit, examples, (0, 1))}
+    assert len(values(found, what="endpoint")) == 2 * 2 * 2
+    assert {r.metric for r in found.rows if r.what == "alignment"} == {"objective", "seconds"}
+    assert len(found.points) == 2 * 2 * 3
+
+
+def test_the_ends_of_both_paths_are_the_trained_networks():
+    found, _ = run()
+    for label, t in ((0, 0.0), (1, 1.0)):
+        (expected,) = values(found, what="endpoint", pair=(label,), split="test", metric="loss")
+        measured = [p.loss for p in found.points if p.split == "test" and p.t == t]
+        assert measured == pytest.approx([expected, expected], rel=1e-5)
+
+
+def test_methods_share_networks_and_the_unaligned_line():
+    found, _ = run()
+    other, computed = run("alignment=activation_matching", "alignment.images=null")
+    assert computed == ["alignment 0-1", "aligned path 0-1"]
+    plain, computed = run("alignment=none")
+    assert computed == []
+    line = [(p.split, p.t, p.loss) for p in found.points if p.path == "unaligned"]
+    assert [(p.split, p.t, p.loss) for p in plain.points if p.path == "aligned"] == line
+    assert [(p.split, p.t, p.loss) for p in other.points if p.path == "unaligned"] == line
+
+
+def test_what_cannot_change_a_result_makes_no_new_artifact():
+    run()
+    _, computed = run("evaluation.batch_size=7", "training.checkpoint_every=2", "device=cpu")
+    assert computed == []
+    _, computed = run("seed=1")
+    assert computed == ["alignment 0-1", "alignment 0-1", "aligned path 0-1", "unaligned path 0-1"]
+
+
+def test_a_new_seed_trains_only_its_own_network():
+    run()
+    _, computed = run("seeds=[1,2]")
+    assert [label for label in computed if label.startswith("network")] == ["network 2"]
+
+
+def test_more_networks_give_every_pair_and_the_barycentre():
+    found, _ = run("seeds=[0,1,2]")
+    assert {r.pair for r in found.rows if r.what == "barrier"} == {(0, 1), (0, 2), (1, 2)}
+    for path in ("aligned", "unaligned"):
+        rows = [r for r in found.rows if r.what == "barycentre" and r.path == path]
+        assert {(r.split, r.metric, r.pair) for r in rows} == {
+            (split, metric, (0, 1, 2)) for split in ("train", "test") for metric in ("loss", "error")
+        }
+    again, recomputed = run("seeds=[0,1,2]")
+    assert recomputed == []
+    assert again == found
+
+
+def test_the_barycentre_of_two_equal_networks_and_a_third_is_where_it_should_be(tmp_path: Path):
+    """Independent reference: the mean computed here, measured by hand."""
+    files = networks(tmp_path, 3)
+    found, _ = run("endpoints=checkpoint", f"endpoints.files=[{','.join(files)}]", "statistics=none")
+    prepared = plan.prepare(settings())
+    states = [state.load(Path(file)) for file in files]
+    model = MLP(input_shape=(1, 8, 8), classes=prepared.dataset.classes, width=6, depth=2, norm="none")
+    model.load_state_dict({name: sum(s[name] for s in states) / 3 for name in states[0]})
+    test = prepared.dataset.test
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(prepared.dataset.normalise(test.images)), test.labels)
+    (measured,) = values(found, what="barycentre", path="unaligned", split="test", metric="loss")
+    assert measured == pytest.approx(float(loss), rel=1e-5)
+
+
+def networks(folder: Path, count: int, *, classes: int = 10) -> list[str]:
+    files = []
+    for number in range(count):
+        model = MLP(input_shape=(1, 8, 8), classes=classes, width=6, depth=2, norm="none")
+        state.save(state.of_model(model), folder / f"{number}.safetensors")
+        files.append(str(folder / f"{number}.safetensors"))
+    return files
+
+
+def test_own_checkpoints_need_no_training_and_a_planted_permutation_is_undone(tmp_path: Path):
+    (file,) = networks(tmp_path, 1)
+    weights = state.load(Path(file))
+    model = MLP(input_shape=(1, 8, 8), classes=10, width=6, depth=2, norm="none")
+    symmetry = discover(model, torch.zeros(2, 1, 8, 8))
+    hidden = Permutation.random(symmetry, torch.Generator().manual_seed(0))
+    torch.save(hidden.apply(weights), tmp_path / "moved.pt")
+    found, computed = run("endpoints=checkpoint", f"endpoints.files=[{file},{tmp_path / 'moved.pt'}]")
+    assert [label for label in computed if "path" in label] == ["aligned path 0-1", "unaligned path 0-1"]
+    for metric in ("loss", "error"):
+        (barrier,) = values(found, what="barrier", path="aligned", split="test", metric=metric)
+        assert barrier == pytest.approx(0, abs=1e-6)
+    (apart,) = values(found, what="path_length_mean", path="unaligned", split="test", metric="loss")
+    (ends,) = {p.loss for p in found.points if p.path == "aligned" and p.split == "test" and p.t == 0}
+    assert not math.isclose(apart, ends, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("architecture", ["mlp", "tiny_ten", "vgg11", "resnet20"])
+def test_every_architecture_goes_all_the_way(architecture: str, norm: str):
+    size = [f"dataset.size={8 if architecture == 'mlp' else 32}", f"architecture={architecture}", f"architecture.norm={norm}"]
+    narrow = [] if architecture == "mlp" else ["architecture.width=0.0625", "~architecture.depth" if False else "seed=0"]
+    kept = [] if architecture == "mlp" else ["architecture.depth=11" if "vgg" in architecture else "seed=0"]
+    found, _ = run_architecture(architecture, [*size, *narrow, *kept])
+    assert all(math.isfinite(row.value) for row in found.rows)
+
+
+def run_architecture(architecture: str, overrides: list[str]) -> tuple[Results, list[str]]:
+    config.register()
+    kept = [o for o in SMALL if not o.startswith(("architecture.", "dataset.size"))]
+    sizes = ["architecture.width=6", "architecture.depth=2"] if architecture == "mlp" else []
+    stages = Stages()
+    with initialize_config_dir(config.conf_dir(), version_base="1.3"):
+        composed = config.plain(compose("config", [*kept, *overrides, *sizes, "training.epochs=1", "dataset.channels=3"]))
+    return pipeline.run(composed, stages), stages.computed
+
+
+@pytest.mark.parametrize("curve", ["linear", "bezier", "polygonal_chain"])
+@pytest.mark.parametrize("statistics", ["none", "reset", "repair", "rescale"])
+def test_every_curve_and_statistics_go_all_the_way(curve: str, statistics: str):
+    found, computed = run(f"curve={curve}", f"statistics={statistics}", "architecture.norm=batch")
+    assert ("curve 0-1" in computed) == (curve != "linear")
+    assert all(math.isfinite(row.value) for row in found.rows)
+    _, recomputed = run(f"curve={curve}", f"statistics={statistics}", "architecture.norm=batch")
+    assert recomputed == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seeds=[]"], "at least two seeds"),
+        (["seeds=[0]"], "at least two seeds"),
+        (["seeds=[0,0]"], "a seed is there twice"),
+        (["architecture.width=-3"], r"architecture\.width=-3 cannot be used: Input should be greater than 0"),
+        (["architecture.width=wide"], "architecture.width='wide' cannot be used"),
+        (["evaluation.grid=[0.1,1]"], "a grid without 0 and 1"),
+        (["evaluation.grid=4"], "0, 1/2 and 1"),
+        (["device=cuda:9"], "device=cuda:9 does not exist here"),
+        (["device=toaster"], "device=toaster does not exist here"),
+        (["dataset=mnist", "dataset.root=/nowhere", "dataset.download=false", "architecture.width=6"], "/nowhere"),
+        (["architecture=vgg16"], "vgg|VGG"),
+        (["evaluation.test_examples=31"], "31 examples were asked for, but there are 30"),
+        (["statistics.examples=61"], "61 examples were asked for, but there are 60|60"),
+        (["dataset.train_size=61"], "61"),
+        (["endpoints=checkpoint", "endpoints.files=[/nowhere/a.pt,/nowhere/b.pt]"], "/nowhere/a.pt does not exist"),
+        (["endpoints=checkpoint", "endpoints.files=[]"], "at least two files"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_before_any_training(overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline, "_endpoint", lambda *_: pytest.fail("training began"))
+    base = [o for o in SMALL if not o.startswith("dataset") and not o.startswith("architecture.")]
+    if not any(o.startswith("dataset=") for o in overrides):
+        base = [o for o in SMALL if not (any(p == "architecture=vgg16" for p in overrides) and o.startswith("architecture."))]
+    config.register()
+    with initialize_config_dir(config.conf_dir(), version_base="1.3"):
+        composed = config.plain(compose("config", [*base, *overrides]))
+    with pytest.raises(UserError, match=message) as caught:
+        pipeline.run(composed, Stages())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_architecture_names_the_first_tensor(tmp_path: Path):
+    files = networks(tmp_path, 2, classes=7)
+    message = r"0\.safetensors is of another architecture: tensor 'classifier\.weight' has shape \(7, 6\)"
+    with pytest.raises(UserError, match=message):
+        run("endpoints=checkpoint", f"endpoints.files=[{','.join(files)}]")
+
+
+def test_divergence_stops_with_the_epoch_and_a_hint():
+    with pytest.raises(UserError, match=r"training diverged: .* in epoch \d, step \d.*lower training\.learning_rate"):
+        run("training=sgd", "training.learning_rate=1e30", "dataset.noise=1")
+
+
+def test_an_artifact_that_was_damaged_is_made_again(caplog: pytest.LogCaptureFixture):
+    found, _ = run()
+    root = Path(settings()["store"]["root"])
+    permutation = next(root.glob("alignment/*/permutation.safetensors"))
+    permutation.write_bytes(permutation.read_bytes()[:-1])
+    again, computed = run()
+    assert computed == ["alignment 0-1"]
+    assert again.points == found.points
+    assert any("damaged artifact" in record.getMessage() for record in caplog.records)
+
+
+def test_records_tell_what_an_artifact_was_made_of():
+    run()
+    root = Path(settings()["store"]["root"])
+    record = json.loads(next(root.glob("endpoints/*/record.json")).read_text(encoding="utf-8"))
+    assert record["settings"]["architecture"]["width"] == 6
+    assert record["settings"]["training"]["epochs"] == 2
+    assert set(record["files"]) == {"weights.safetensors", "history.jsonl"}
