@@ -14,6 +14,7 @@ from torch import Tensor
 from lmc.alignment.assignment import assign
 from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
 from lmc.alignment.similarity.weights import WeightSimilarity
+from lmc.errors import UserError
 from lmc.seeding import generator
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
@@ -50,6 +51,9 @@ class WeightMatching:
         order: of the groups in a sweep, "forward" being the network's own; "random" draws anew for every sweep.
         max_sweeps: of a descent.
         tolerance: smallest gain for which a group is moved, as a share of ||fixed|| ||moving||, the objective's bound.
+
+    Raises:
+        UserError: several descents from the identity in one and the same order, which would be equal.
     """
 
     needs_data: ClassVar[bool] = False
@@ -59,6 +63,13 @@ class WeightMatching:
     order: Order = "random"
     max_sweeps: PositiveInt = 100
     tolerance: Annotated[float, Field(ge=0)] = 1e-9
+
+    def __post_init__(self) -> None:
+        if self.restarts > 1 and self.start == "identity" and self.order != "random":
+            raise UserError(
+                f"alignment.restarts={self.restarts}: from the identity in order {self.order!r} all descents are the "
+                "same; set alignment.restarts=1, alignment.order=random or alignment.start=centre"
+            )
 
     def __call__(self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None = None) -> Matching:
         """Return the best matching found; see `lmc.alignment.problem.Alignment`."""
@@ -123,10 +134,10 @@ class Descent:
         The first of `orders` is that in which unmatched groups are matched; the objective of record 0 is taken after.
         """
         for sweep, order in zip(range(max_sweeps + 1), orders, strict=False):
-            started = time.process_time()
+            started = time.perf_counter()
             unmatched = [name for name in order if name not in self.permutation]
             moved = sum(self._improve(name) for name in (order if sweep else unmatched) if name in self._stale)
-            seconds = time.process_time() - started
+            seconds = time.perf_counter() - started
             yield {"sweep": sweep, "objective": self.objective, "seconds": seconds, "moved": moved}
             if not self._stale:
                 return
@@ -152,12 +163,12 @@ def outwards(order: Sequence[str], symmetry: Symmetry, neighbours: Mapping[str, 
     Known are the network's input and output (a tensor of several dimensions, of which the group moves only one) and
     the groups that came earlier; among the groups that touch them `order` decides.
     """
-    anchored = {
-        axes[0].tensor: axes[0].groups
+    ready = {
+        group
         for tensor, axes in symmetry.axes_of.items()
         if len(axes) == 1 and len(symmetry.shapes[tensor]) > 1
+        for group in axes[0].groups
     }
-    ready = set().union(*anchored.values())
     left, found = list(order), list[str]()
     while left:
         name = next((name for name in left if name in ready), left[0])
