@@ -14,8 +14,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmc.alignment.activation_matching import ActivationMatching as ActivationMatching
     from lmc.alignment import align as align
+    from lmc.alignment.activation_matching import ActivationMatching as ActivationMatching
     from lmc.alignment.weight_matching import WeightMatching as WeightMatching
     from lmc.errors import UserError as UserError
     from lmc.evaluation.barrier import barrier as barrier

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmc import config
+from lmc import config, seeding
 from lmc import state as states
 from lmc.dataset.images import Dataset
 from lmc.endpoints.base import Endpoints
@@ -101,7 +101,8 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     store = Store(Path(settings["store"]["root"]))
     store.check_writable()
     dataset = _dataset(json.dumps(settings["dataset"]))
-    model = _network(settings, dataset)
+    with seeding.isolated(0, "plan"):
+        model = _network(settings, dataset)
     built["endpoints"].check(states.of_model(model))
     example = torch.zeros(2, *dataset.input_shape)
     symmetry = discover(model, example)

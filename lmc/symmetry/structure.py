@@ -150,7 +150,7 @@ def unit_rows(tensor: Tensor, dim: int, segments: tuple[Segment, ...], group: st
 
     Where the group occurs several times on the axis (a concatenation), the columns of all its occurrences are joined.
     """
-    return torch.cat([part.flatten(1) for part in unit_views(tensor, dim, segments, group)], dim=1)
+    return torch.cat([part.reshape(len(part), -1) for part in unit_views(tensor, dim, segments, group)], dim=1)
 
 
 def unit_views(tensor: Tensor, dim: int, segments: tuple[Segment, ...], group: str) -> Iterator[Tensor]:

@@ -53,3 +53,9 @@ def test_unit_rows_move_with_the_units():
     moved = permute(tensor, (AXIS,), {"a": PERMUTATION["a"]})
     rows = unit_rows(tensor, 1, AXIS.segments, "a")
     assert torch.equal(unit_rows(moved, 1, AXIS.segments, "a"), rows[PERMUTATION["a"]])
+
+
+def test_unit_rows_of_a_vector_are_its_entries():
+    bias = torch.arange(6.0)
+    assert unit_rows(bias, 0, ((A, STILL),), "a").tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert unit_rows(bias[:3], 0, ((A,),), "a").tolist() == [[0.0], [1.0], [2.0]]
