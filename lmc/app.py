@@ -24,24 +24,34 @@ config.register()
 
 @hydra.main(version_base="1.3", config_path=config.conf_dir(), config_name="config")
 def job(composed: DictConfig) -> None:
-    """Run one experiment: measure, write and draw the results, mirror them to the tracker."""
+    """Run one experiment, the only one or a job of a sweep."""
+    try:
+        experiment(config.plain(composed))
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # Hydra names the job and goes on with the others
+        sys.exit(f"lmc: {error}")
+
+
+def experiment(settings: dict[str, Any]) -> None:
+    """Measure, write and draw the results, and mirror them to the tracker."""
     from lmc import pipeline, results
+    from lmc.plan import prepare
     from lmc.report.run import write_run
 
-    settings: dict[str, Any] = config.plain(composed)
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    choices = {group: str(name) for group, name in hydra_config.runtime.choices.items() if group in settings}
-    sweep = Path(hydra_config.sweep.dir)
+    choices = {group: str(name) for group, name in hydra_config.runtime.choices.items() if name is not None}
+    plan = prepare(settings)
     tracker: WandB = config.build(settings["tracker"], "tracker")
     with tracker.start(
         settings,
         folder,
-        group="_".join(sweep.parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
+        group="_".join(Path(hydra_config.sweep.dir).parts[-2:]) if hydra_config.mode == RunMode.MULTIRUN else None,
         name=hydra_config.job.override_dirname or "default",
-        tags=[choices[group] for group in ("dataset", "architecture", "alignment", "curve") if group in choices],
+        tags=[choices[group] for group in ("dataset", "architecture", "alignment", "curve")],
     ) as run:
-        found = pipeline.run(settings, run)
+        found = pipeline.run(plan, run)
         results.write_rows(folder / results.RESULTS_FILE, found.rows)
         results.write_path(folder / results.PATH_FILE, found.points)
         table = write_run(folder)
@@ -65,8 +75,7 @@ def main() -> None:
     try:
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.stderr.write(f"lmc: {config.explain(error)}\n")
-        sys.exit(1)
+        sys.exit(f"lmc: {config.explain(error, sys.argv[1:])}")
     finally:
         write_pending()
 

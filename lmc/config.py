@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,9 @@ def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "did you mean a or b? " for the names in `known` closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    stem, _, last = name.rpartition(".")  # the beginning of a dotted name is the same for all and proves nothing
+    leaves = {entry.removeprefix(f"{stem}."): entry for entry in known}
+    close = [leaves[leaf] for leaf in difflib.get_close_matches(last, list(leaves), n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
@@ -128,8 +130,13 @@ def plain(composed: "DictConfig") -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def explain(error: Exception) -> str:
-    """Return one line about an error of the user, of Hydra or of OmegaConf, with the nearest valid names."""
+def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """Return one line about an error of the user, of Hydra or of OmegaConf, with the nearest valid names.
+
+    Args:
+        error: what was raised while the configuration was composed or an experiment was run.
+        overrides: the command line, which tells what the keys of the chosen options are.
+    """
     from hydra.errors import MissingConfigException
 
     if isinstance(error, UserError):
@@ -141,18 +148,35 @@ def explain(error: Exception) -> str:
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
+    unknown = re.fullmatch(r"Could not override '([\w./]+)'\.?", lines[0])
+    if unknown:
+        name = unknown.group(1)
+        known = _known_settings(name, overrides)
+        return f"{name} is not a setting; {nearest(name, known)}known: {', '.join(known)}"
     internal = ("full_key", "object_type", "reference_type")
-    shown = [line for line in dict.fromkeys(lines) if not line.startswith(internal)]
-    found = re.search(r"Could not override '([\w.@/]+)'", shown[0])
-    hint = nearest_setting(found.group(1)) if found else ""
-    return "; ".join(shown[: 2 if found else 1]) + (f"; {hint.rstrip()}" if hint else "")
+    return "; ".join([line for line in dict.fromkeys(lines) if not line.startswith(internal)][:2])
 
 
-def nearest_setting(name: str) -> str:
-    """Return "did you mean ...? " for a key of the root configuration or one of its groups."""
-    roots = [f.name for f in fields(Config)]
-    options = [p.name for p in Path(conf_dir()).iterdir() if p.is_dir()]
-    return nearest(name, [*roots, *options])
+def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
+    """The settings beside the unknown setting `name`, for the options that `overrides` choose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    folder = Path(conf_dir())
+    choices = [entry for entry in overrides if (folder / entry.partition("=")[0].partition("@")[0]).is_dir()]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        node: Any = compose("config", choices)
+    *parents, _ = name.split(".")
+    for parent in parents:
+        if parent not in node:
+            parents = []
+            break
+        node = node[parent]
+    if not parents:
+        roots = {entry.name for entry in folder.iterdir() if entry.is_dir()} - {"hydra"}
+        return sorted({*roots, *(f.name for f in fields(Config))})
+    return sorted(".".join([*parents, str(key)]) for key in node if key != "_target_")
 
 
 def check_seeds(seeds: list[int]) -> None:

@@ -18,7 +18,7 @@ from lmc.endpoints.base import WEIGHTS_FILE, Ingredients
 from lmc.evaluation.barycentre import measure_barycentre
 from lmc.evaluation.measure import Measurement
 from lmc.evaluation.path import path_points, read_raw, write_raw
-from lmc.plan import Plan, prepare, stage_key
+from lmc.plan import Plan, stage_key
 from lmc.results import PathName, PathPoint, Row
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
@@ -88,27 +88,26 @@ class Pair:
         return self.fixed.state, self.permutation.apply(self.moving.state)
 
 
-def run(settings: Mapping[str, Any], observer: Observer) -> Results:
+def run(plan: Plan, observer: Observer) -> Results:
     """Train or load the networks, align every pair, join it by a path, and measure the path.
 
     The straight line between the unaligned networks is always measured beside it.
 
     Args:
-        settings: the resolved configuration as plain nested values (conf/config.yaml).
+        plan: from `lmc.plan.prepare`, which has checked everything that can be checked before training.
         observer: is shown the progress and the history of every stage.
 
     Raises:
-        UserError: something in the settings cannot be used; raised before any training.
+        UserError: training diverged, or the store can no longer be written.
     """
-    plan = prepare(settings)
     networks = [_endpoint(plan, label, observer) for label in plan.labels]
     found = Results(rows=[row for network in networks for row in _endpoint_rows(plan, network)])
     aligned, unaligned = [], []
     for fixed, moving in itertools.combinations(networks, 2):
-        pair, matching_rows = _align(plan, settings["alignment"], fixed, moving, observer)
+        pair, matching_rows = _align(plan, plan.settings["alignment"], fixed, moving, observer)
         plain, _ = _align(plan, _IDENTITY, fixed, moving, observer)
         found.rows += matching_rows
-        found.add(_measure_path(plan, "aligned", pair, settings["curve"], observer))
+        found.add(_measure_path(plan, "aligned", pair, plan.settings["curve"], observer))
         found.add(_measure_path(plan, "unaligned", plain, _LINE, observer))
         aligned.append(pair)
         unaligned.append(plain)

@@ -197,6 +197,7 @@ def _explained(root: Path) -> Iterator[None]:
             errno.EPERM: "no permission to write there",
             errno.ENOTDIR: "a part of the path is a file",
             errno.EEXIST: "a part of the path is a file",
+            errno.ENOENT: "the folder cannot be made there",
         }
         if error.errno not in reasons:
             raise

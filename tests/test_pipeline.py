@@ -49,7 +49,7 @@ def settings(*overrides: str) -> dict[str, Any]:
 
 def run(*overrides: str) -> tuple[Results, list[str]]:
     stages = Stages()
-    return pipeline.run(settings(*overrides), stages), stages.computed
+    return pipeline.run(plan.prepare(settings(*overrides)), stages), stages.computed
 
 
 def values(found: Results, **wanted: object) -> list[float]:
@@ -97,7 +97,7 @@ def test_the_ends_of_both_paths_are_the_trained_networks():
 
 def test_methods_share_networks_and_the_unaligned_line():
     found, _ = run()
-    other, computed = run("alignment=activation_matching", "alignment.images=null")
+    other, computed = run("alignment=activation_matching")
     assert computed == ["alignment 0-1", "aligned path 0-1"]
     plain, computed = run("alignment=none")
     assert computed == []
@@ -179,7 +179,7 @@ def test_own_checkpoints_need_no_training_and_a_planted_permutation_is_undone(tm
 def test_every_convolutional_architecture_goes_all_the_way(architecture: str, norm: str):
     chosen = [f"architecture={architecture}", f"architecture.norm={norm}", "architecture.width=0.0625"]
     small = composed(*DATA, "dataset.size=32", "dataset.channels=3", *COST, *chosen, "training.epochs=1")
-    found = pipeline.run(small, Stages())
+    found = pipeline.run(plan.prepare(small), Stages())
     assert all(math.isfinite(row.value) for row in found.rows)
 
 
@@ -215,13 +215,12 @@ def test_every_curve_and_statistics_go_all_the_way(curve: str, statistics: str):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_before_any_training(overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline, "_endpoint", lambda *_: pytest.fail("training began"))
+def test_bad_input_is_one_line_before_any_training(overrides: list[str], message: str):
     groups = {override.partition("=")[0] for override in overrides}
     data = [] if "dataset" in groups else DATA
     network = [] if "architecture" in groups else NETWORK
     with pytest.raises(UserError, match=message) as caught:
-        pipeline.run(composed(*data, *network, *COST, *overrides), Stages())
+        plan.prepare(composed(*data, *network, *COST, *overrides))
     assert "\n" not in str(caught.value)
 
 

@@ -35,7 +35,8 @@ class ActivationMatching:
     Memory: 8 n^2 bytes for each place at which a group of n units is observed, beside one batch of activations.
 
     Args:
-        images: the first so many training images, without augmentation (Tatro et al.: 10,000); None for all.
+        images: at most so many training images, the first ones, without augmentation (Tatro et al.: 10,000); None for
+            all.
         kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
         similarity: "pearson" is the correlation with pooled mean and deviation, "product" the uncentred mean of the
             products, as in Eq. 1 of Ainsworth et al.

@@ -36,10 +36,10 @@ class Problem:
     batches: Callable[[int], Iterable[Tensor]] | None
 
     def images(self, count: int | None, batch_size: int) -> Iterator[Tensor]:
-        """Yield the first `count` training images (None: all) on `device`, in batches of `batch_size`.
+        """Yield the first training images, at most `count` (None: all), on `device` in batches of `batch_size`.
 
         Raises:
-            UserError: there are no data, or fewer than `count` images.
+            UserError: there are no data.
         """
         if self.batches is None:
             raise UserError("this alignment looks at activations, but no images were given; hand it batches of images")
@@ -51,10 +51,6 @@ class Problem:
             if len(chosen):
                 yield chosen.to(self.device)
             left = None if left is None else left - len(chosen)
-        if left:
-            raise UserError(
-                f"alignment.images={count}, but there are only {(count or 0) - left} training images; use null for all"
-            )
 
 
 @dataclass(frozen=True)

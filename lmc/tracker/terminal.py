@@ -43,7 +43,8 @@ class Terminal:
                 show(done, newest)
 
             yield advance
-        log.info("%s: %s in %.1f s%s", label, _steps(done), time.perf_counter() - started, _text(newest, ", "))
+        if done:  # a stage without steps has nothing to tell
+            log.info("%s: %s in %.1f s%s", label, _steps(done), time.perf_counter() - started, _text(newest, ", "))
 
     @contextmanager
     def _bar(self, label: str, total: int | None) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
