@@ -111,9 +111,10 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     proof = verify(model, symmetry, example)
     units = sum(group.size for group in symmetry.groups.values())
     log.info(
-        "symmetry: %d hidden units in %d groups can be permuted; doing so changes the outputs by %.0e",
+        "symmetry: %d hidden units in %d group%s can be permuted; doing so changes the outputs by %.0e",
         units,
         len(symmetry.groups),
+        "" if len(symmetry.groups) == 1 else "s",
         proof.error,
     )
     identity = {**config.identity(settings["dataset"], "dataset"), "checksum": dataset.checksum}

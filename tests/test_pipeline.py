@@ -16,6 +16,7 @@ from lmc import config, pipeline, plan, state
 from lmc.architecture.mlp import MLP
 from lmc.errors import UserError
 from lmc.pipeline import Results
+from lmc.store import fingerprint
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 
@@ -254,3 +255,26 @@ def test_records_tell_what_an_artifact_was_made_of():
     assert record["settings"]["architecture"]["width"] == 6
     assert record["settings"]["training"]["epochs"] == 2
     assert set(record["files"]) == {"weights.safetensors", "history.jsonl"}
+
+
+def test_keys_of_the_default_experiment_are_pinned():
+    """A changed default, name or version makes other keys, and networks that were trained are trained again.
+
+    If that is meant, put the new values here and say why in the commit.
+    """
+    chosen = composed("dataset=digits")
+    given = {"architecture": ("input_shape", "classes")}
+    keys = {
+        group: fingerprint(group, 1, config.identity(chosen[group], group, given.get(group, ())))[:12]
+        for group in (
+            "dataset",
+            "architecture",
+            "training",
+            "endpoints",
+            "alignment",
+            "curve",
+            "statistics",
+            "evaluation",
+        )
+    }
+    assert keys == {}
