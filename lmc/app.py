@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmc import config
-from lmc.errors import UserError
+from lmc.errors import UserError, refusal
 
 if TYPE_CHECKING:
     from lmc.tracker.wandb import WandB
@@ -76,6 +76,10 @@ def main() -> None:
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"lmc: {config.explain(error, sys.argv[1:])}")
+    except OSError as error:
+        if (reason := refusal(error)) is None:
+            raise
+        sys.exit(f"lmc: cannot write {error.filename or 'the results'}: {reason}")
     finally:
         write_pending()
 

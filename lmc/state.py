@@ -6,7 +6,8 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from lmc.errors import UserError
@@ -47,7 +48,7 @@ def mean(states: Sequence[Mapping[str, Tensor]]) -> State:
 def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `state` to `path` in the safetensors format (contiguous copies on the CPU)."""
     tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, str(path), metadata=dict(metadata or {}))
+    path.write_bytes(serialise(tensors, metadata=dict(metadata or {})))
 
 
 def load(path: Path) -> State:

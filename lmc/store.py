@@ -8,7 +8,6 @@ A stage asks for an artifact by key; it is made at most once, by one process at 
     <root>/locks/<key>.lock          held by the maker; the operating system frees it when the process ends
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -26,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmc.errors import UserError
+from lmc.errors import UserError, refusal
 
 log = logging.getLogger(__name__)
 
@@ -189,20 +188,11 @@ def _explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space",
-            errno.EDQUOT: "the quota is used up; free some space",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "no permission to write there",
-            errno.EPERM: "no permission to write there",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.EEXIST: "a part of the path is a file",
-            errno.ENOENT: "the folder cannot be made there",
-        }
-        if error.errno not in reasons:
+        reason = refusal(error)
+        if reason is None:
             raise
         raise UserError(
-            f"cannot write the store {root}: {reasons[error.errno]}, or move the store with store.root= or LMC_STORE"
+            f"cannot write the store {root}: {reason}, or move the store with store.root= or LMC_STORE"
         ) from error
 
 
