@@ -13,14 +13,17 @@ both are the interpolated ones. That is the goal of REPAIR, for what comes out o
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from lmc.dataset.images import Dataset
 from lmc.state import State, to_device
 from lmc.statistics.base import Correction
 from lmc.statistics.forward import run, tie
@@ -66,6 +69,33 @@ def hidden_layers(model: nn.Module, symmetry: Symmetry, *, with_bias: bool) -> d
         and symmetry.is_hidden(f"{name}.weight", 0)
         and (layer.bias is not None or not with_bias)
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renormalisation(ABC):
+    """A correction of every hidden layer by gain and offset; the options are its subclasses.
+
+    Args:
+        examples: how many training images a pass takes, a fixed stratified subset; None: all.
+        batch_size: images in a batch. Part of the key: while the moments of a layer are taken, the layers before it
+            are corrected by batch, so the deeper ones depend on it a little.
+    """
+
+    needs_bias: ClassVar[bool]
+    """Whether layers without a bias are left out, because the rule has an offset."""
+
+    examples: Annotated[int, Field(ge=2)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 512
+
+    @staticmethod
+    @abstractmethod
+    def rule(measured: Moments, goal: Goal) -> tuple[Tensor, Tensor | None]:
+        """Return (gain, offset) of a layer, each (C,) float64; an offset of None is 0."""
+
+    def bind(self, model: nn.Module, symmetry: Symmetry, ends: Sequence[State], dataset: Dataset) -> Correction:
+        """Return the correction, after one pass over the images for every end; it makes one whenever it is called."""
+        layers = hidden_layers(model, symmetry, with_bias=self.needs_bias)
+        return bind(model, layers, ends, Calibration(dataset, self.examples, self.batch_size), self.rule)
 
 
 def bind(
