@@ -161,12 +161,16 @@ def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
     """The settings beside the unknown setting `name`, for the options that `overrides` choose."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     folder = Path(conf_dir())
     choices = [entry for entry in overrides if (folder / entry.partition("=")[0].partition("@")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
-        node: Any = compose("config", choices)
+        try:
+            node: Any = compose("config", choices)
+        except HydraException:  # a sweep's list of options, or an option of the user's own folder
+            node = compose("config")
     *parents, _ = name.split(".")
     for parent in parents:
         if parent not in node:

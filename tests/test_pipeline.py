@@ -277,4 +277,13 @@ def test_keys_of_the_default_experiment_are_pinned():
             "evaluation",
         )
     }
-    assert keys == {}
+    assert keys == {
+        "dataset": "8d4bdae67013",
+        "architecture": "24198926d49d",
+        "training": "0c20cbaf61ec",
+        "endpoints": "716879f7d3e3",
+        "alignment": "07899d7c2a4f",
+        "curve": "aa92bf2862ff",
+        "statistics": "0dbc78d58235",
+        "evaluation": "6dc96ce562e1",
+    }

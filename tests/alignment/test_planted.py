@@ -1,6 +1,7 @@
 """A trained network and its permuted copy with a little noise: the permutation that was planted is found exactly."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -112,3 +113,19 @@ def answering(model: nn.Module, symmetry: Symmetry, weights: State) -> dict[str,
         enough = (rows > rows.amin(1, keepdim=True)).sum(1) >= 10
         found[group] = found[group] | enough if group in found else enough
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("name", NAMES)
+def test_share_of_single_starts_that_find_what_was_planted(name: str, norm: str) -> None:
+    """Residual networks are the hard case for starts at the identity; run with -s to see the shares."""
+    model, weights, symmetry = trained(name, norm)
+    moved, hidden = planted(weights, symmetry)
+    found = {}
+    for start in ("identity", "random", "centre"):
+        method = WeightMatching(restarts=1, start=start)
+        tries = [method(weights, moved, replace(problem(model, symmetry), seed=seed)) for seed in range(10)]
+        found[start] = sum(matching.permutation == hidden.inverse() for matching in tries)
+    print(f"{name:9} {norm:5} " + "  ".join(f"{start} {count}/10" for start, count in found.items()))
+    assert found["centre"] >= 9
