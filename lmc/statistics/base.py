@@ -23,7 +23,7 @@ class Statistics(Protocol):
             model: the architecture; its own tensors do not matter and nothing of it is changed.
             symmetry: its permutation symmetry; tells hidden units from outputs.
             ends: the networks as they are merged, that is, already aligned.
-            dataset: the training images are read, on their device and without augmentation; `ends` and what the
+            dataset: the training images are read, on their device; `ends` and what the
                 correction is called with may lie elsewhere, the corrected network is on the device of the dataset.
         """
         ...

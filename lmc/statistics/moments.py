@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lmc.dataset.images import Dataset
@@ -67,7 +69,7 @@ def wide(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Training images without augmentation, in the batches of one pass; can be iterated any number of times.
+    """Training images in the batches of one pass; can be iterated any number of times, always with the same images.
 
     The order is random but always the same, so that a data set sorted by class still gives mixed batches. Batches
     differ by at most one image in size: a last batch of a few images would have statistics of its own.
@@ -76,6 +78,7 @@ class Calibration:
         dataset: where the images come from; batches lie on its device.
         examples: how many images, a fixed stratified subset; None: all.
         batch_size: images in a batch, at most.
+        augment: whether the images are augmented as in training.
 
     Raises:
         UserError: fewer than two images, which have no variance; more than there are.
@@ -84,6 +87,7 @@ class Calibration:
     dataset: Dataset
     examples: int | None
     batch_size: int
+    augment: bool = False
 
     def __post_init__(self) -> None:
         if len(self.images) < 2:
@@ -103,6 +107,30 @@ class Calibration:
         """Yield (B, C, H, W) float32 normalised images."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(0, "statistics", "order")).to(self.device)
+        draws = generator(0, "statistics", "augment")
         # No batch has a single image: BatchNorm refuses to normalise that in a layer without positions.
         for chosen in torch.tensor_split(order, max(1, min(math.ceil(count / self.batch_size), count // 2))):
-            yield self.dataset.normalise(self.images[chosen])
+            images = self.images[chosen]
+            yield self.dataset.normalise(self.dataset.augmentation(images, draws) if self.augment else images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The settings of the options that look at training images.
+
+    Args:
+        examples: how many training images a pass takes, a fixed stratified subset; None: all.
+        augment: whether they are augmented as in training, with fixed draws. Networks are used to the statistics of
+            such images: those of plain ones can differ by more than those of the merged network (black borders from
+            padding), which costs accuracy even at the ends of a path.
+        batch_size: images in a batch. Part of the key: while the moments of a layer are taken, the layers before it
+            work with those of the batch, so the deeper ones depend on it a little.
+    """
+
+    examples: Annotated[int, Field(ge=2)] | None = None
+    augment: bool = True
+    batch_size: Annotated[int, Field(ge=2)] = 512
+
+    def calibration(self, dataset: Dataset) -> Calibration:
+        """Return the images of `dataset` that a pass goes through."""
+        return Calibration(dataset, self.examples, self.batch_size, self.augment)

@@ -17,17 +17,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from lmc.dataset.images import Dataset
 from lmc.state import State, to_device
 from lmc.statistics.base import Correction
 from lmc.statistics.forward import run, tie
-from lmc.statistics.moments import Calibration, Moments, Pool
+from lmc.statistics.moments import Calibrated, Calibration, Moments, Pool
 from lmc.statistics.reset import batch_norms, running_statistics, watch
 from lmc.symmetry.structure import Symmetry
 
@@ -72,20 +71,11 @@ def hidden_layers(model: nn.Module, symmetry: Symmetry, *, with_bias: bool) -> d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Renormalisation(ABC):
-    """A correction of every hidden layer by gain and offset; the options are its subclasses.
-
-    Args:
-        examples: how many training images a pass takes, a fixed stratified subset; None: all.
-        batch_size: images in a batch. Part of the key: while the moments of a layer are taken, the layers before it
-            are corrected by batch, so the deeper ones depend on it a little.
-    """
+class Renormalisation(Calibrated, ABC):
+    """A correction of every hidden layer by gain and offset; the options are its subclasses."""
 
     needs_bias: ClassVar[bool]
     """Whether layers without a bias are left out, because the rule has an offset."""
-
-    examples: Annotated[int, Field(ge=2)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 512
 
     @staticmethod
     @abstractmethod
@@ -95,7 +85,7 @@ class Renormalisation(ABC):
     def bind(self, model: nn.Module, symmetry: Symmetry, ends: Sequence[State], dataset: Dataset) -> Correction:
         """Return the correction, after one pass over the images for every end; it makes one whenever it is called."""
         layers = hidden_layers(model, symmetry, with_bias=self.needs_bias)
-        return bind(model, layers, ends, Calibration(dataset, self.examples, self.batch_size), self.rule)
+        return bind(model, layers, ends, self.calibration(dataset), self.rule)
 
 
 def bind(

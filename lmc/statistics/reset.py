@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
@@ -15,29 +14,21 @@ from lmc.dataset.images import Dataset
 from lmc.state import State, to_device
 from lmc.statistics.base import Correction
 from lmc.statistics.forward import run, tie
-from lmc.statistics.moments import Calibration, Moments, Pool
+from lmc.statistics.moments import Calibrated, Moments, Pool
 from lmc.symmetry.structure import Symmetry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reset:
+class Reset(Calibrated):
     """Recompute the running statistics of every BatchNorm of the merged network over the training images.
 
     The average of two networks' running statistics is not that of the averaged network (Jordan et al. 2023). A network
     without BatchNorm stays as it is.
-
-    Args:
-        examples: how many training images the pass takes, a fixed stratified subset; None: all.
-        batch_size: images in a batch. Part of the key: while the statistics of a layer are taken, the layers before
-            it normalise by batch (they have no statistics yet), so the deeper ones depend on it a little.
     """
-
-    examples: Annotated[int, Field(ge=2)] | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 512
 
     def bind(self, model: nn.Module, symmetry: Symmetry, ends: Sequence[State], dataset: Dataset) -> Correction:
         """Return the correction; it makes one pass over the images whenever it is called."""
-        batches = Calibration(dataset, self.examples, self.batch_size)
+        batches = self.calibration(dataset)
         return lambda merged, weights: recompute(model, to_device(merged, batches.device), batches)
 
 

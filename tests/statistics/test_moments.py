@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmc.dataset.augmentation import Augmentation
 from lmc.errors import UserError
 from lmc.seeding import generator
 from lmc.statistics.moments import Calibration, Moments
@@ -55,3 +58,18 @@ def test_batches_of_a_sorted_data_set_are_mixed(dataset):
 def test_impossible_numbers_of_images_are_refused(dataset, examples):
     with pytest.raises(UserError, match="examples"):
         Calibration(dataset, examples, 10)
+
+
+def test_augmented_passes_repeat_and_are_those_of_the_training(dataset):
+    """A crop of bright images out of black padding darkens them, as it does in training; plain passes know nothing."""
+    padded = replace(dataset, augmentation=Augmentation(crop_padding=4))
+    augmented, plain = Calibration(padded, None, 20, augment=True), Calibration(padded, None, 20)
+    for first, second in zip(augmented, augmented, strict=True):
+        assert torch.equal(first, second)
+    black = dataset.normalise(torch.zeros(1, 2, 6, 6, dtype=torch.uint8)).mean()
+    means = [torch.cat(list(batches)).mean() for batches in (augmented, plain)]
+    # A pixel survives a random shift by -4 to 4 of 6 with probability 1 - (mean 20/9) / 6 in each direction.
+    survives = (1 - 20 / 9 / 6) ** 2
+    assert means[0] == pytest.approx(float(survives * means[1] + (1 - survives) * black), rel=0.1)
+    for first, second in zip(Calibration(dataset, None, 20, augment=True), plain, strict=True):
+        assert torch.equal(first, second)  # nothing is drawn where training does not augment
