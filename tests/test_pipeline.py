@@ -284,6 +284,6 @@ def test_keys_of_the_default_experiment_are_pinned():
         "endpoints": "716879f7d3e3",
         "alignment": "07899d7c2a4f",
         "curve": "aa92bf2862ff",
-        "statistics": "0dbc78d58235",
+        "statistics": "5f30ee5354b3",
         "evaluation": "6dc96ce562e1",
     }

@@ -37,7 +37,7 @@ def test_every_point_is_the_network_at_t_on_both_splits(seeded, dataset, line):
 def test_each_network_is_corrected_with_the_weights_of_its_ends(seeded, dataset, line):
     model, fixed, moving = seeded(9, norm=True), of_model(seeded(0, norm=True)), of_model(seeded(1, norm=True))
     used = []
-    reset = Reset().bind(model, None, (fixed, moving), dataset)
+    reset = Reset(augment=False).bind(model, None, (fixed, moving), dataset)
 
     def correction(state, weights):
         used.append(weights)
