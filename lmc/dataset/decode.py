@@ -30,6 +30,8 @@ _DAMAGE = (
 _GREY = ("1", "L", "LA", "La")
 _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CHUNK = 256
+_LARGE = 3 * 128 * 128
+"""Values of an image from which on several threads are quicker than one."""
 
 
 def decode(
@@ -41,7 +43,7 @@ def decode(
 ) -> torch.Tensor:
     """Return `count` coded images as one tensor (count, C, H, W) uint8.
 
-    Threads share the work: the codecs of PIL let others run while they decode. Transparency is dropped.
+    Threads share the work on large images: the codecs of PIL let others run while they decode. Transparency is dropped.
 
     Args:
         count: at least 1.
@@ -63,7 +65,9 @@ def decode(
                 raise UserError(_disagreement(pixels.shape, place(i), first.shape, place(0)))
             out[i] = pixels
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    # Opening a file holds the interpreter's lock; for small images that is most of the work, and threads cost 50 %.
+    workers = min(8, os.cpu_count() or 1) if first.size >= _LARGE else 1
+    with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(fill, range(0, count, _CHUNK)):
             pass
     return torch.from_numpy(out)
