@@ -4,6 +4,7 @@ import logging
 import pickle
 import tempfile
 import zlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -107,9 +108,9 @@ class TorchvisionSource(Source):
 
         return getattr(torchvision.datasets, type(self).__name__)(root, train=train, download=download)
 
+    @abstractmethod
     def _arrays(self, opened: Any) -> tuple[torch.Tensor, Any]:
         """The pixels (N, C, H, W) uint8 and the labels (N,) of an opened split."""
-        raise NotImplementedError
 
 
 class _Idx(TorchvisionSource):
