@@ -156,7 +156,7 @@ def _align(
     pair = Pair(fixed, moving, permutation, artifact.key)
     objective = json.loads((artifact.folder / _MATCHING_FILE).read_text(encoding="utf-8"))["objective"]
     values = {"objective": ("similarity", objective), "seconds": ("seconds", artifact.record["seconds"])}
-    return pair, list(_rows("alignment", values, "aligned", pair.labels, None, 0, artifact.key))
+    return pair, list(results.metric_rows("alignment", values, "aligned", pair.labels, None, 0, artifact.key))
 
 
 def _training_images(plan: Plan) -> Callable[[int], Iterator[Tensor]]:
@@ -247,29 +247,5 @@ def _measured_rows(
     rows: list[Row] = []
     for split, found in json.loads((artifact.folder / _MEASUREMENT_FILE).read_text(encoding="utf-8")).items():
         values = {"loss": ("nats", found["loss"]), "error": ("fraction", 1 - found["accuracy"])}
-        rows += _rows(what, values, path, labels, split, found["examples"], artifact.key)
+        rows += results.metric_rows(what, values, path, labels, split, found["examples"], artifact.key)
     return rows
-
-
-def _rows(
-    what: str,
-    values: Mapping[str, tuple[str, float]],
-    path: PathName | None,
-    labels: tuple[int, ...],
-    split: str | None,
-    examples: int,
-    key: str,
-) -> Iterator[Row]:
-    """One row for each metric of `values`, a mapping to (unit, value)."""
-    for metric, (unit, value) in values.items():
-        yield Row(
-            what=what,
-            path=path,
-            pair=labels,
-            split=split,
-            metric=metric,
-            unit=unit,
-            value=value,
-            examples=examples,
-            key=key,
-        )

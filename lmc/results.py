@@ -207,7 +207,7 @@ def path_rows(points: Iterable[PathPoint], keys: Mapping[str, str]) -> list[Row]
         points: raw points of any number of paths.
         keys: path name ("aligned", "unaligned") and pair, joined as "aligned/0-1", to the key of its artifact.
     """
-    rows = []
+    rows: list[Row] = []
     for (pair, path, split), members in group_paths(points):
         t, distance = [p.t for p in members], [p.distance for p in members]
         measured = {
@@ -216,20 +216,34 @@ def path_rows(points: Iterable[PathPoint], keys: Mapping[str, str]) -> list[Row]
         }
         for metric, (values, unit) in measured.items():
             for what, value in path_statistics(t, values, distance).items():
-                rows.append(
-                    Row(
-                        what=what,
-                        path=path,
-                        pair=pair,
-                        split=split,
-                        metric=metric,
-                        unit=unit,
-                        value=value,
-                        examples=members[0].examples,
-                        key=keys[path_label(path, pair)],
-                    )
-                )
+                found = {metric: (unit, value)}
+                key = keys[path_label(path, pair)]
+                rows += metric_rows(what, found, path, pair, split, members[0].examples, key)
     return rows
+
+
+def metric_rows(
+    what: str,
+    values: Mapping[str, tuple[str, float]],
+    path: str | None,
+    labels: tuple[int, ...],
+    split: str | None,
+    examples: int,
+    key: str,
+) -> Iterator[Row]:
+    """Yield one row for each metric of `values`, a mapping from metric to (unit, value)."""
+    for metric, (unit, value) in values.items():
+        yield Row(
+            what=what,
+            path=path,
+            pair=labels,
+            split=split,
+            metric=metric,
+            unit=unit,
+            value=value,
+            examples=examples,
+            key=key,
+        )
 
 
 def path_label(path: str, pair: Sequence[int]) -> str:
