@@ -3,11 +3,16 @@
 An axis is a concatenation of segments. A segment is a product of factors in row-major order: the flattened feature map
 of 32 channels of 4 x 4 pixels is the product of a factor of the channels' group (size 32) and a fixed factor (size 16);
 flattened with the channels last, it is the fixed factor first. A factor without a group does not move.
+
+A group may live inside the units of others (its *outer* groups): the dimensions of attention heads, the channels of a
+grouped convolution. It then has a permutation of its own for each of their units: a wreath product. The query
+projection's rows are the product of the heads' group and of the group of the dimensions inside the heads.
 """
 
+import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -28,16 +33,48 @@ Segment = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """Dimension `dim` of tensor `tensor` of the state dict: a concatenation of segments."""
+    """Dimension `dim` of tensor `tensor`: a concatenation of segments.
+
+    Attributes:
+        tensor: a name in the state dict, or of a value in the traced graph.
+        dim: the dimension.
+        segments: what the dimension consists of.
+        order: for each position of the concatenation the position along the dimension that it has (units shuffled by
+            the network between two layers); None where they are the same.
+    """
 
     tensor: str
     dim: int
     segments: tuple[Segment, ...]
+    order: tuple[int, ...] | None = None
 
     @cached_property
     def groups(self) -> frozenset[str]:
         """The groups that act on this axis."""
         return frozenset(factor.group for segment in self.segments for factor in segment if factor.group)
+
+    def concatenation(self, tensor: Tensor) -> Tensor:
+        """Return `tensor` with the positions of this axis in the order of its segments."""
+        if self.order is None:
+            return tensor
+        return tensor.index_select(self.dim, torch.tensor(self.order, device=tensor.device))
+
+    def unit_of(self, group: str) -> Tensor:
+        """Return (length,) int64: the unit of `group` that each position of the axis belongs to; -1 where to none."""
+        parts = []
+        for segment in self.segments:
+            sizes = [factor.size for factor in segment]
+            units = torch.full(sizes, -1)
+            for place, factor in enumerate(segment):
+                if factor.group == group:
+                    units = torch.arange(factor.size).reshape(-1, *[1] * (len(sizes) - place - 1)).expand(sizes)
+            parts.append(units.reshape(-1))
+        found = torch.cat(parts)
+        if self.order is None:
+            return found
+        placed = torch.empty_like(found)
+        placed[torch.tensor(self.order)] = found
+        return placed
 
 
 @dataclass(frozen=True)
@@ -47,25 +84,33 @@ class Site:
     Attributes:
         node: name of the value in the traced graph.
         kind: "post" (the output of a nonlinearity) or "pre" (its input).
-        axes: the segments of every dimension of the value, batch dimension included.
+        axes: every dimension of the value, batch dimension included.
     """
 
     node: str
     kind: str
-    axes: tuple[tuple[Segment, ...], ...]
+    axes: tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
 class Group:
     """`size` interchangeable units: any permutation of them, applied to all `axes` at once, keeps the function.
 
-    `sites` are the values of the network in which the units can be observed.
+    Attributes:
+        name: after the first layer that makes the units.
+        size: how many units may take each other's places.
+        axes: every dimension of a tensor of the state dict that the group acts on.
+        sites: the values of the network in which the units can be observed.
+        outer: the groups that this one lives inside, outermost first: it has a permutation of its own for each of
+            their units (for each combination, where there are several). On every tensor that the group acts on, they
+            act too: on the same axis in front of it or behind it, or on exactly one other axis.
     """
 
     name: str
     size: int
     axes: tuple[Axis, ...]
     sites: tuple[Site, ...] = ()
+    outer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,14 +118,16 @@ class Symmetry:
     """The permutation symmetry of one architecture: groups by name, in the order in which the network uses them.
 
     Attributes:
-        groups: name to group.
+        groups: name to group; an outer group comes before those inside it.
         shapes: the shape of every tensor of the state dict.
         parameters: names of the trainable tensors; the others are buffers.
+        fixed: why units stay where they are, to how many of them: every reason once.
     """
 
     groups: Mapping[str, Group]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -95,10 +142,29 @@ class Symmetry:
             found[axis.tensor] = (*found.get(axis.tensor, ()), axis)
         return found
 
+    @cached_property
+    def families(self) -> Mapping[str, tuple[str, ...]]:
+        """Every group that lives inside no other, to itself and all groups inside it, outer ones first."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, group in self.groups.items():
+            root = group.outer[0] if group.outer else name
+            found[root] = (*found.get(root, ()), name)
+        return found
+
+    def lattice(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the permutation of group `name`: the sizes of its outer groups, then its own."""
+        group = self.groups[name]
+        return (*(self.groups[outer].size for outer in group.outer), group.size)
+
+    def units(self, name: str) -> int:
+        """Return how many units group `name` moves: its size, times the units of its outer groups."""
+        return math.prod(self.lattice(name))
+
     @property
     def log10_size(self) -> float:
         """log10 of the number of permutations, that is of networks equivalent to a given one."""
-        return sum(math.lgamma(group.size + 1) for group in self.groups.values()) / math.log(10)
+        copies = {name: self.units(name) // group.size for name, group in self.groups.items()}
+        return sum(copies[n] * math.lgamma(g.size + 1) for n, g in self.groups.items()) / math.log(10)
 
     def is_hidden(self, tensor: str, dim: int = 0) -> bool:
         """Whether some group acts on dimension `dim` of `tensor`: its positions are hidden units, not outputs."""
@@ -114,57 +180,178 @@ class Symmetry:
 
 
 def permute(
-    tensor: Tensor, axes: Collection[Axis], permutation: Mapping[str, Tensor], skip: str | None = None
+    tensor: Tensor,
+    axes: Collection[Axis],
+    permutation: Mapping[str, Tensor],
+    outer: Mapping[str, tuple[str, ...]] | None = None,
+    skip: Collection[str] = (),
 ) -> Tensor:
     """Return `tensor` with every axis in `axes` permuted: row i of a group's factor is row permutation[group][i].
 
+    For a group inside others, row j inside row i of theirs is row permutation[group][i, j] inside the row that has
+    come to i.
+
     Args:
         tensor: the tensor that `axes` belong to.
-        axes: its axes; dimensions without one stay as they are.
-        permutation: group to (size,) int64 on the device of `tensor`; groups that are absent stay.
-        skip: a group that is left alone.
+        axes: all of its axes on which a group acts; dimensions without one stay as they are.
+        permutation: group to its permutation, (*sizes of its outer groups, size) int64 on the device of `tensor`;
+            groups that are absent stay.
+        outer: group to its outer groups, for those that have some.
+        skip: groups that are left alone.
     """
-    for axis in axes:
-        moving = {name for name in axis.groups if name in permutation and name != skip}
-        if moving:
-            tensor = tensor.index_select(axis.dim, axis_index(axis, {n: permutation[n] for n in moving}, tensor.device))
+    outer = outer or {}
+    depth = {axis: max((len(outer.get(name, ())) for name in axis.groups), default=0) for axis in axes}
+    # What lives inside the units of another axis is moved after that axis: its permutation says where they end.
+    for axis in sorted(axes, key=lambda a: depth[a]):
+        here = {name: permutation[name] for name in axis.groups.difference(skip) if name in permutation}
+        if not here:
+            continue
+        index = axis_index(axis, here, tensor.device, outer, axes)
+        if index.ndim == 1:
+            tensor = tensor.index_select(axis.dim, index)
+        else:
+            tensor = torch.take_along_dim(tensor, index[(...,) + (None,) * (tensor.ndim - index.ndim)], axis.dim)
     return tensor
 
 
-def axis_index(axis: Axis, permutation: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
-    """Return the (length,) int64 index that `permutation` induces on `axis`: position i takes what was at index[i]."""
+def axis_index(
+    axis: Axis,
+    permutation: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    outer: Mapping[str, tuple[str, ...]] | None = None,
+    axes: Collection[Axis] = (),
+) -> Tensor:
+    """Return the int64 index that `permutation` induces on `axis`: position i takes what was at index[i].
+
+    Args:
+        axis: the axis.
+        permutation: group to (*sizes of its outer groups, size); groups that are absent stay.
+        device: of the index.
+        outer: group to its outer groups, for those that have some.
+        axes: the axes of the tensor, where outer groups may act on another axis than `axis`.
+
+    Returns:
+        (length,). Where an outer group of a group here acts on another axis, the index depends on the position along
+        that axis too: its dimensions are then those of the tensor, up to the last that matters, of size one where the
+        index does not depend on the position.
+    """
+    outer = outer or {}
+    inside = {name for name in axis.groups if name in permutation}
+    abroad = {o for name in inside for o in outer.get(name, ()) if o not in axis.groups}
+    hosts = [other for other in axes if other.dim != axis.dim and other.groups & abroad]
+    along = {
+        name: host.unit_of(name).to(device).reshape(-1, *[1] * (len(hosts) - place - 1))
+        for place, host in enumerate(hosts)
+        for name in host.groups & abroad
+    }
     parts, start = [], 0
     for segment in axis.segments:
         sizes = [factor.size for factor in segment]
-        index = torch.arange(start, start + math.prod(sizes), device=device).reshape(sizes)
-        for dim, factor in enumerate(segment):
-            if factor.group is not None and factor.group in permutation:
-                index = index.index_select(dim, permutation[factor.group])
-        parts.append(index.reshape(-1))
+        units = [
+            torch.arange(size, device=device).reshape(-1, *[1] * (len(sizes) - place - 1))
+            for place, size in enumerate(sizes)
+        ]
+        where = {f.group: unit for f, unit in zip(segment, units, strict=True) if f.group}
+        where |= {name: unit.reshape(*unit.shape, *[1] * len(sizes)) for name, unit in along.items()}
+        index = torch.tensor(start, device=device)
+        for place, (factor, unit) in enumerate(zip(segment, units, strict=True)):
+            if factor.group in inside:
+                within = [where[name] for name in outer.get(factor.group, ())]
+                unit = permutation[factor.group][(*within, unit)]  # noqa: PLW2901
+            index = index + unit * math.prod(sizes[place + 1 :])
+        lengths = [_length_of(host) for host in hosts]
+        parts.append(index.expand(*lengths, *sizes).reshape(*lengths, -1))
         start += math.prod(sizes)
-    return torch.cat(parts)
+    index = torch.cat(parts, dim=-1)
+    if axis.order is not None:
+        order = torch.tensor(axis.order, device=device)
+        index = torch.empty_like(index).index_copy_(-1, order, order[index])
+    if not hosts:
+        return index
+    return _spread(index, [*(host.dim for host in hosts), axis.dim])
 
 
-def unit_rows(tensor: Tensor, dim: int, segments: tuple[Segment, ...], group: str) -> Tensor:
-    """Return `tensor` with one row for each unit of `group` along dimension `dim`: shape (size, everything else).
+def _length_of(axis: Axis) -> int:
+    return sum(math.prod(factor.size for factor in segment) for segment in axis.segments)
+
+
+def _spread(index: Tensor, dims: list[int]) -> Tensor:
+    """Let dimension k of `index` become dimension dims[k], with dimensions of size one in between."""
+    index = index.permute([dims.index(dim) for dim in sorted(dims)])
+    shape = [1] * (max(dims) + 1)
+    for dim, size in zip(sorted(dims), index.shape, strict=True):
+        shape[dim] = size
+    return index.reshape(shape)
+
+
+def unit_rows(tensor: Tensor, axis: Axis, chain: Sequence[str], axes: Collection[Axis] = ()) -> Tensor:
+    """Return `tensor` with one row for each unit of a group along `axis`: shape (units, everything else).
 
     Where the group occurs several times on the axis (a concatenation), the columns of all its occurrences are joined.
+
+    Args:
+        tensor: of the shape that `axis` belongs to.
+        axis: on which the group acts.
+        chain: the group's outer groups, then the group; the units are the combinations of theirs, row-major.
+        axes: the axes of the tensor, where outer groups may act on another one than `axis`.
     """
-    return torch.cat([part.reshape(len(part), -1) for part in unit_views(tensor, dim, segments, group)], dim=1)
+    return torch.cat([part.reshape(len(part), -1) for part in unit_views(tensor, axis, chain, axes)], dim=1)
 
 
-def unit_views(tensor: Tensor, dim: int, segments: tuple[Segment, ...], group: str) -> Iterator[Tensor]:
-    """Yield for each occurrence of `group` on dimension `dim` a view of `tensor` with the units first.
+def unit_views(
+    tensor: Tensor, axis: Axis, chain: Sequence[str], axes: Collection[Axis] = ()
+) -> Iterator[tuple[Tensor, tuple[Axis, ...]]]:
+    """Yield for each occurrence of a group on `axis` a view of `tensor` with the units first, and the view's axes.
 
-    The shape of a view is (size, *the other dimensions in order), where dimension `dim` is replaced by the remaining
-    factors of the segment.
+    The shape of a view is (units, *the other dimensions in order); a dimension that the units are taken from is
+    replaced by the remaining factors of its segment. The axes are those of the view's dimensions but the first on
+    which groups act. Arguments as for `unit_rows`.
     """
-    start = 0
-    for segment in segments:
-        sizes = [factor.size for factor in segment]
-        length = math.prod(sizes)
-        for place, factor in enumerate(segment):
-            if factor.group == group:
-                part = tensor.narrow(dim, start, length)
-                yield part.reshape(*part.shape[:dim], *sizes, *part.shape[dim + 1 :]).movedim(dim + place, 0)
-        start += length
+    hosts = [o for o in axes if o.dim != axis.dim and o.groups & (set(chain) - axis.groups)]
+    taken = {host.dim: host for host in (axis, *hosts)}
+    for host in taken.values():
+        tensor = host.concatenation(tensor)
+    others = {other.dim: other for other in axes if other.dim not in taken}
+    for choice in itertools.product(*(_occurrences(host, chain) for host in taken.values())):
+        part, entries = tensor, list[Factor | Axis | None]()
+        chosen = dict(zip(taken, choice, strict=True))
+        for dim in reversed(range(tensor.ndim)):
+            if dim in chosen:
+                start, segment = chosen[dim]
+                sizes = [factor.size for factor in segment]
+                part = torch.unflatten(part.narrow(dim, start, math.prod(sizes)), dim, sizes)
+                entries = [*segment, *entries]
+            else:
+                entries = [others.get(dim), *entries]
+        for places in _places(entries, chain):
+            rest = [dim for dim in range(part.ndim) if dim not in places]
+            view = part.permute(*places, *rest).flatten(0, len(places) - 1)
+            yield view, tuple(_moved(axis.tensor, place, entries[dim]) for place, dim in enumerate(rest, 1) if _acts(entries[dim]))
+
+
+def _occurrences(axis: Axis, chain: Sequence[str]) -> list[tuple[int, Segment]]:
+    """The segments of `axis` on which a group of `chain` acts, with the position at which each starts."""
+    found, start = [], 0
+    for segment in axis.segments:
+        if any(factor.group in chain for factor in segment):
+            found.append((start, segment))
+        start += math.prod(factor.size for factor in segment)
+    return found
+
+
+def _places(entries: Sequence[Factor | Axis | None], chain: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    """The places of the groups of `chain`; several where the group itself is repeated."""
+    found = [[p for p, e in enumerate(entries) if isinstance(e, Factor) and e.group == name] for name in chain]
+    yield from itertools.product(*found)
+
+
+def _acts(entry: Factor | Axis | None) -> bool:
+    return isinstance(entry, Axis) or (isinstance(entry, Factor) and entry.group is not None)
+
+
+def _moved(tensor: str, dim: int, entry: Factor | Axis | None) -> Axis:
+    """The axis of a view's dimension `dim`."""
+    if isinstance(entry, Axis):
+        return Axis(tensor, dim, entry.segments, entry.order)
+    assert entry is not None  # `_acts` let it pass
+    return Axis(tensor, dim, ((entry,),))
