@@ -1,155 +1,194 @@
 """The permutation symmetry of a network, found by tracing it: no specification is written by hand."""
 
 import logging
-import operator
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lmc.symmetry import labels
-from lmc.symmetry.labels import Block, Label
-from lmc.symmetry.rules import NONLINEARITIES, RULES, Labels, Unproved, Values, overloads, shape_of, unknown
-from lmc.symmetry.structure import Axis, Factor, Group, Segment, Site, Symmetry
-from lmc.symmetry.trace import Trace, trace
+from lmc.symmetry.example import Example
+from lmc.symmetry.labels import Block
+from lmc.symmetry.layout import Inexpressible, axis, expressible, groups_on, movable
+from lmc.symmetry.rules import RULES, Labels, Unproved, Values, overloads, shape_of, unknown
+from lmc.symmetry.rules.contraction import CONTRACTIONS
+from lmc.symmetry.rules.pointwise import NONLINEARITIES
+from lmc.symmetry.rules.registry import KERNEL
+from lmc.symmetry.structure import Axis, Group, Site, Symmetry
+from lmc.symmetry.trace import Trace, origin, trace
 
 log = logging.getLogger(__name__)
 
-_NONLINEAR = frozenset(op for packet in NONLINEARITIES for op in overloads(packet))
-_CONTRACTIONS = frozenset(
-    {torch.ops.aten.linear.default, *(getattr(torch.ops.aten, f"conv{d}d").default for d in "123")}
-)
+_NONLINEAR = frozenset(overloads(*NONLINEARITIES))
+INPUT, OUTPUT = "the network's input", "the network's output"
 
 
-def discover(model: nn.Module, example: Tensor) -> Symmetry:
+def discover(model: nn.Module, example: Example) -> Symmetry:
     """Return every group of hidden units of `model` that can be permuted without changing what it computes.
 
     The dimensions of all tensors start apart; every operator of the traced graph ties those that must move together;
-    the network's input and output stay fixed. An operator without a rule fixes what it touches and is named in a
+    the network's input and output stay fixed. The graph is read until nothing new is tied, so that in the end every
+    rule holds for the whole symmetry at once. An operator without a rule fixes what it touches and is named in a
     warning: less symmetry may be found than there is, never more. `lmc.symmetry.verify` proves the result by running.
 
     Args:
-        model: any `nn.Module` with one tensor as its input; it is left as it is.
-        example: an input of the model, batch dimension included; its values do not matter.
+        model: any `nn.Module`; it is left as it is. On the meta device it is traced without weights.
+        example: an input of the model, batch dimension included; a tuple of several, or a mapping for keyword
+            arguments. Its values do not matter.
 
     Raises:
         UserError: the model does not accept the example or cannot be traced.
     """
     traced = trace(model, example)
-    values, parameters = _label_values(traced)
-    names = _name_groups(parameters)
-    aliases = _aliases(model)
-    axes: dict[str, list[Axis]] = {name: [] for name in names.values()}
-    for tensor, dims in parameters.items():
-        for dim, label in enumerate(dims):
-            segments = _segments(label, names)
-            for name in dict.fromkeys(f.group for segment in segments for f in segment if f.group):
-                axes[name] += [Axis(alias, dim, segments) for alias in aliases.get(tensor, [tensor])]
-    sites = _sites(traced, values, names)
-    sizes = {name: block.size for block, name in names.items()}
-    return Symmetry(
-        groups={n: Group(n, sizes[n], tuple(axes[n]), tuple(sites.get(n, ()))) for n in axes},
-        shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
-    )
+    parameters = _parameters(traced)
+    before, values, unruled = None, Values(), dict[str, str]()
+    while before != (before := _signature(parameters)) or not values:
+        values = _label_values(traced, parameters, unruled)
+        _make_expressible(parameters)
+    for what, where in unruled.items():
+        log.warning("no symmetry rule for %s (%s): what it touches stays fixed", what, where)
+    return _symmetry(model, traced, values, parameters)
 
 
-def _label_values(traced: Trace) -> tuple[Values, dict[str, Labels]]:
-    """Run the rules over the graph; return the labels of its values and of the network's tensors."""
-    values, parameters, unruled = Values(), {}, dict[str, str]()
+def _parameters(traced: Trace) -> dict[str, Labels]:
+    """The labels of the network's tensors: each dimension may move on its own for each unit of those before it."""
+    found: dict[str, Labels] = {}
+    for node in traced.module.graph.nodes:
+        if node.op == "placeholder" and node.name in traced.tensors and node.users:
+            blocks: list[Block] = []
+            for n in shape_of(node):
+                blocks.append(Block(n, [block for block in blocks if block.size > 1]))
+            found[traced.tensors[node.name]] = tuple(((block,),) for block in blocks)
+    return found
+
+
+def _signature(parameters: Mapping[str, Labels]) -> list[object]:
+    """What is known about the parameters, in a form that can be compared: blocks are numbered as they occur."""
+    numbers: dict[Block, int] = {}
+
+    def number(block: Block) -> int:
+        return numbers.setdefault(block, len(numbers))
+
+    return [
+        [(number(block), block.size, block.is_fixed, [number(outer) for outer in block.over]) for block in segment]
+        for dims in parameters.values()
+        for label in dims
+        for segment in labels.resolve(label)
+    ]
+
+
+def _label_values(traced: Trace, parameters: Mapping[str, Labels], unruled: dict[str, str]) -> Values:
+    """Run the rules over the graph, which ties the labels of the parameters; return those of all values."""
+    values = Values()
     for node in traced.module.graph.nodes:
         if node.op == "placeholder":
-            used_tensor = node.name in traced.tensors and node.users
-            values[node] = tuple((labels.free if used_tensor else labels.fixed)(n) for n in shape_of(node))
-            if used_tensor:
-                parameters[traced.tensors[node.name]] = values[node]
+            known = parameters.get(traced.tensors.get(node.name, ""))
+            reason = INPUT if node.name in traced.inputs else "a constant of the network"
+            values[node] = known or tuple(labels.fixed(n, reason) for n in shape_of(node))
         elif node.op == "output":
             for result in node.all_input_nodes:
-                for label in values[result]:
-                    labels.fix(label)
-        else:
+                for label in values.all_of(result):
+                    labels.fix(label, OUTPUT)
+        elif node.op == "call_function":
             try:
                 values[node] = RULES.get(node.target, _no_rule)(values, node)
             except Unproved as gap:
-                if node.target is not operator.getitem:  # it only takes apart what was named already
-                    unruled.setdefault(str(gap), _origin(node))
+                unruled.setdefault(str(gap), origin(node))
                 unknown(values, node)
-    for what, origin in unruled.items():
-        log.warning("no symmetry rule for %s (%s): what it touches stays fixed", what, origin)
-    return values, parameters
+    return values
 
 
 def _no_rule(values: Values, node: fx.Node) -> Labels:
     raise Unproved(str(node.target))
 
 
-def _origin(node: fx.Node) -> str:
-    """The line of the model that an operator comes from."""
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    place = [line for line in lines if line.startswith("File ")]
-    return f"{place[-1]}: {lines[-1]}" if place else f"node {node.name}"
+def _make_expressible(parameters: Mapping[str, Labels]) -> None:
+    """Bring what depends on blocks that stay into a form in which every permutation is given by groups alone."""
+    for dims in parameters.values():
+        for label in dims:
+            expressible(label)
 
 
-def _name_groups(parameters: dict[str, Labels]) -> dict[Block, str]:
+def _symmetry(model: nn.Module, traced: Trace, values: Values, parameters: Mapping[str, Labels]) -> Symmetry:
+    names = _name_groups(parameters)
+    aliases = _aliases(model)
+    axes: dict[Block, list[Axis]] = {block: [] for block in names}
+    for tensor, dims in parameters.items():
+        for dim, label in enumerate(dims):
+            here = axis(tensor, dim, label, names)
+            for block in groups_on(label, names):
+                axes[block] += [Axis(alias, dim, here.segments, here.order) for alias in aliases.get(tensor, [tensor])]
+    sites = _sites(traced, values, names)
+    outer = {block: tuple(names[parent] for parent in block.over) for block in names}
+    return Symmetry(
+        groups={
+            name: Group(name, block.size, tuple(axes[block]), tuple(sites.get(name, ())), outer[block])
+            for block, name in names.items()
+        },
+        shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        fixed=_fixed(parameters),
+    )
+
+
+def _name_groups(parameters: Mapping[str, Labels]) -> dict[Block, str]:
     """Name every movable block after the first module that has it as an output dimension, else as any dimension."""
     names: dict[Block, str] = {}
     first_dims = [(tensor, dims[:1]) for tensor, dims in parameters.items()]
     other_dims = [(tensor, dims[1:]) for tensor, dims in parameters.items()]
     taken: dict[str, int] = {}
     for tensor, dims in [*first_dims, *other_dims]:
-        for label in dims:
-            for block in _movable(label):
-                if block not in names:
-                    stem = tensor.rpartition(".")[0] or tensor
-                    taken[stem] = taken.get(stem, 0) + 1
-                    names[block] = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
+        for block in (block for label in dims for block in movable(label)):
+            if block in names:
+                continue
+            stem = tensor.rpartition(".")[0] or tensor
+            stem = f"{stem}/inside" if block.over else stem
+            taken[stem] = taken.get(stem, 0) + 1
+            names[block] = stem if taken[stem] == 1 else f"{stem}#{taken[stem]}"
     return names
 
 
-def _movable(label: Label) -> Iterator[Block]:
-    for segment in labels.resolve(label):
-        yield from (block for block in segment if not block.is_fixed)
-
-
-def _segments(label: Label, names: dict[Block, str]) -> tuple[Segment, ...]:
-    """Translate a label; neighbouring fixed factors and neighbouring fixed segments are joined."""
-    found: list[Segment] = []
-    for segment in labels.resolve(label):
-        factors: list[Factor] = []
-        for block in segment:
-            factor = Factor(names.get(block), block.size)
-            if factors and factor.group is None and factors[-1].group is None:
-                factor = Factor(None, factors.pop().size * factor.size)
-            factors.append(factor)
-        still = len(factors) == 1 and factors[0].group is None
-        if still and found and len(found[-1]) == 1 and found[-1][0].group is None:
-            factors = [Factor(None, found.pop()[0].size + factors[0].size)]
-        found.append(tuple(factors) or (Factor(None, 1),))
-    return tuple(found)
-
-
-def _sites(traced: Trace, values: Values, names: dict[Block, str]) -> dict[str, list[Site]]:
+def _sites(traced: Trace, values: Values, names: Mapping[Block, str]) -> dict[str, list[Site]]:
     """Where each group can be observed: before and after the nonlinearities, else at the layers that make its units."""
     found: dict[str, list[Site]] = {}
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
 
-    def add(node: fx.Node, kind: str, only: frozenset[str] | None = None) -> None:
-        axes = tuple(_segments(label, names) for label in values[node])
-        for group in dict.fromkeys(f.group for segments in axes for segment in segments for f in segment if f.group):
-            if (node.name, f"{kind} {group}") not in seen and (only is None or group in only):
-                seen.add((node.name, f"{kind} {group}"))
+    def add(node: fx.Node, kind: str, only: frozenset[str]) -> None:
+        try:
+            axes = tuple(axis(node.name, dim, label, names) for dim, label in enumerate(values[node]))
+        except (Inexpressible, Unproved):
+            return
+        for group in dict.fromkeys(name for here in axes for name in sorted(here.groups)):
+            if group in only and (node.name, kind, group) not in seen:
+                seen.add((node.name, kind, group))
                 found.setdefault(group, []).append(Site(node.name, kind, axes))
 
     nodes = [node for node in traced.module.graph.nodes if node.op == "call_function"]
+    everything = frozenset(names.values())
     for node in nodes:
         if node.target in _NONLINEAR:
-            add(node.args[0], "pre")
-            add(node, "post")
-    unseen = frozenset(names.values()) - found.keys()
+            add(node.args[0], "pre", everything)
+            add(node, "post", everything)
+    unseen = everything - found.keys()
     for node in nodes:
-        if unseen and node.target in _CONTRACTIONS:
+        if unseen and node.target in CONTRACTIONS:
             add(node, "pre", unseen)
             add(node, "post", unseen)
+    return found
+
+
+def _fixed(parameters: Mapping[str, Labels]) -> dict[str, int]:
+    """Why units stay where they are, to how many."""
+    blocks = {
+        block
+        for dims in parameters.values()
+        for label in dims
+        for block in labels.blocks_of(label)
+        if block.is_fixed and block.parts is None
+    }
+    found: dict[str, int] = {}
+    for block in sorted(blocks, key=lambda block: block.reason):
+        if block.reason not in (KERNEL, labels.SINGLE):
+            found[block.reason] = found.get(block.reason, 0) + block.size
     return found
 
 

@@ -1,26 +1,44 @@
 """The algebra behind discovery: labels for the dimensions of a network's values, and what it means to tie two of them.
 
 Every dimension of every value carries a label: a concatenation of segments, each a row-major product of blocks. A block
-is a set of units that some permutation moves, unless it is fixed. Blocks start apart; an operator ties the labels that
-must move together, and tying refines what is too coarse: a block that meets a concatenation is split into a sum, a
-block that meets a flattened feature map into a product. Every step only ever adds constraints, so whatever is movable
-in the end keeps the function.
+is a set of units that some permutation moves, unless it is fixed. A block may depend on others (be *over* them): it
+then has a permutation of its own for each of their units, as the dimensions inside attention heads have.
+
+Blocks start as free as they can be; an operator ties the labels that must move together. Tying works as unification
+does: a block that has no structure yet takes that of what it meets, a block that meets a concatenation becomes a sum,
+one that meets a flattened feature map a product, and one that depended on more than the other stops doing so. Every
+step only ever adds constraints, so whatever is movable in the end keeps the function.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+
+SINGLE = "a single unit"
+"""Why the unit of a block of size one stays."""
 
 
 class Block:
-    """Units that move together; merged blocks and refined ones point to what replaced them."""
+    """Units that move together; merged blocks and refined ones point to what replaced them.
 
-    __slots__ = ("_fixed", "_parent", "_parts", "size")
+    A block is in one of four states: *merged* into another; *refined* into a label of its own length; *by cases*, if a
+    block that it depends on has become a sum: one block for each of the sum's parts; or a *leaf*, none of these.
 
-    def __init__(self, size: int, *, fixed: bool = False) -> None:
+    Args:
+        size: number of units.
+        over: the blocks that its permutation may depend on, outermost first.
+        fixed: why the units stay where they are; empty if they may move.
+    """
+
+    __slots__ = ("_cases", "_fixed", "_over", "_parent", "_parts", "size")
+
+    def __init__(self, size: int, over: Iterable["Block"] = (), fixed: str = "") -> None:
         self.size = size
-        self._fixed = fixed or size == 1
+        self._over = tuple(over)
+        self._fixed = fixed or (SINGLE if size == 1 else "")
         self._parent: Block | None = None
         self._parts: Label | None = None
+        self._cases: tuple[Block, tuple[Block, ...]] | None = None
 
     @property
     def root(self) -> "Block":
@@ -31,50 +49,166 @@ class Block:
         return block
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether the units stay where they are."""
-        return self.root._fixed
-
-    @property
     def parts(self) -> "Label | None":
         """What the block has been refined into, or None."""
         return self.root._parts
 
-    def fix(self) -> None:
+    @property
+    def over(self) -> tuple["Block", ...]:
+        """The blocks that the permutation depends on: leaves, and sums by whose parts it goes."""
+        root = self.root
+        if root._parts is None:
+            return tuple(dict.fromkeys(leaf for block in root._over for leaf in _leaves(block)))
+        outside = [outer for part in root._parts for block in part for outer in block.over if outer not in _deep(part)]
+        return tuple(dict.fromkeys(outside))
+
+    @property
+    def cases(self) -> tuple["Block", tuple["Block", ...]] | None:
+        """The sum that the block depends on, and a block for each of its parts; None where it depends on no sum."""
+        root = self.root
+        if root._parts is None and root._cases is None:
+            sums = [block for block in root.over if block.parts is not None]
+            if sums:
+                parent = sums[0]
+                root._cases = (parent, tuple(root._case(parent, number) for number in range(len(parent.parts or ()))))
+        if root._cases is None:
+            return None
+        return root._cases[0].root, root._cases[1]
+
+    def _case(self, parent: "Block", number: int) -> "Block":
+        """What the block is where `parent`, a sum, is at its part `number`."""
+        part = (parent.parts or ())[number]
+        others = [_at(block, {parent: number}) for block in self.over if block is not parent]
+        return Block(self.size, [*(leaf for block in part for leaf in _leaves(block)), *others], self.root._fixed)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the units stay where they are."""
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Why the units stay where they are; empty if some of them may move."""
+        root = self.root
+        if root._fixed:
+            return root._fixed
+        inside = [block for part in root._parts or () for block in part] or list(root._cases[1] if root._cases else ())
+        reasons = [block.reason for block in inside]
+        return next((reason for reason in reasons if reason), "") if all(reasons) else ""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the block is a leaf that may move: it can take any structure."""
+        return not self.root._fixed and self.parts is None and self.cases is None
+
+    @property
+    def depth(self) -> int:
+        """How many blocks the permutation depends on; more than any of these themselves do."""
+        return len(self.over)
+
+    def fix(self, reason: str) -> None:
         """Let the units stay where they are, for good."""
         root = self.root
-        root._fixed = True
-        for segment in root._parts or ():
-            for block in segment:
-                block.fix()
+        root._fixed = root._fixed or reason
+        inside = [block for part in root._parts or () for block in part]
+        for block in [*inside, *(root._cases[1] if root._cases else ())]:
+            if not block.is_fixed:
+                block.fix(reason)
 
     def refine(self, parts: "Label") -> None:
-        """Replace the block by a concatenation of products of the same length."""
-        root = self.root
-        root._parts = parts
+        """Replace a leaf, or a block by cases, by a concatenation of products of the same length."""
+        root, cases = self.root, self.cases
+        root._parts, root._cases = parts, None
         if root._fixed:
-            root.fix()
+            fix(parts, root._fixed)
+        if cases is not None:
+            parent, blocks = cases
+            for number, block in enumerate(blocks):
+                tie(((block,),), _label_at(parts, {parent: number}))
+
+    def divide(self, outer: int) -> None:
+        """Refine into a product of `outer` units and the rest, which depends on them."""
+        first = Block(outer, self.over)
+        self.refine(((first, Block(self.size // outer, (*self.over, first))),))
+
+    def cut(self, head: int) -> None:
+        """Refine into a sum of the first `head` units and the rest."""
+        self.refine(((Block(head, self.over),), (Block(self.size - head, self.over),)))
+
+    def narrow(self, allowed: "frozenset[Block]") -> None:
+        """Let the permutation depend on no block but those in `allowed`: what depended on others becomes uniform."""
+        root = self.root
+        if root._parts is not None:
+            for part in root._parts:
+                inside = allowed | _deep(part)
+                for block in part:
+                    block.narrow(inside)
+            return
+        cases = root.cases
+        kept = _closed(root.over, allowed)
+        if kept == root.over:
+            return
+        root._over = kept
+        if cases is None:
+            return
+        parent, blocks = cases
+        for number, block in enumerate(blocks):
+            inside = _deep((parent.parts or ())[number]) if parent in kept else frozenset[Block]()
+            block.narrow(frozenset(_at(other, {parent: number}) for other in kept) | inside)
+        if parent not in kept:
+            root._parts, root._cases = ((blocks[0],),), None
+            for block in blocks[1:]:
+                tie(((blocks[0],),), ((block,),))
 
     def merge(self, other: "Block") -> None:
-        """Let two unrefined blocks of one size be the same from now on."""
+        """Let two blocks of one size be the same from now on."""
         mine, theirs = self.root, other.root
+        if mine is theirs:
+            return
+        if mine.is_free and not theirs.is_free:
+            mine, theirs = theirs, mine
+        if theirs.is_free:  # it takes whatever structure the other has
+            mine.narrow(frozenset(theirs.over))
+            if mine.parts is not None and len(mine.parts) == 1:  # uniform now, and what it is may be `theirs`
+                tie(((mine,),), ((theirs,),))
+                return
+        elif mine.parts is not None and theirs.parts is not None:
+            tie(mine.parts, theirs.parts)
+            if [length(part) for part in mine.parts] != [length(part) for part in theirs.parts]:
+                return  # tied, part by part of the parts; each stays the sum that blocks over it go by
+        elif mine.is_fixed or theirs.is_fixed:
+            mine.fix(theirs.reason)
+            theirs.fix(mine.reason)
+            return
+        elif mine.cases and theirs.cases and mine.cases[0] is theirs.cases[0]:
+            for one, two in zip(mine.cases[1], theirs.cases[1], strict=True):
+                tie(((one,),), ((two,),))
+        else:  # a block by cases meets a sum, or one that goes by another sum: they have no structure in common
+            sums = {block.cases[0] for block in (mine, theirs) if block.cases}
+            shared = (frozenset(mine.over) & frozenset(theirs.over)) - sums
+            mine.narrow(shared)
+            theirs.narrow(shared)
+            tie(((mine,),), ((theirs,),))
+            return
+        mine, theirs = mine.root, theirs.root
         if mine is not theirs:
             theirs._parent = mine
-            mine._fixed = mine._fixed or theirs._fixed
 
 
 Segment = tuple[Block, ...]
 Label = tuple[Segment, ...]
+Cases = Mapping[Block, int]
+"""Which part of a sum is meant, for some sums."""
 
 
-def free(size: int) -> Label:
-    """Return a new label of `size` units that may move."""
-    return ((Block(size),),)
+def free(size: int, over: Iterable[Block] = ()) -> Label:
+    """Return a new label of `size` units that may move, for each unit of the blocks `over` on their own."""
+    return ((Block(size, over),),)
 
 
-def fixed(size: int) -> Label:
-    """Return a new label of `size` positions that stay."""
-    return ((Block(size, fixed=True),),)
+def fixed(size: int, reason: str) -> Label:
+    """Return a new label of `size` positions that stay, and why."""
+    return ((Block(size, fixed=reason),),)
 
 
 def length(segment: Segment) -> int:
@@ -87,52 +221,116 @@ def size(label: Label) -> int:
     return sum(length(segment) for segment in label)
 
 
-def fix(label: Label) -> None:
+def fix(label: Label, reason: str) -> None:
     """Fix every block of `label`."""
     for segment in label:
         for block in segment:
-            block.fix()
+            if not block.is_fixed:
+                block.fix(reason)
 
 
 def is_fixed(label: Label) -> bool:
     """Whether nothing in `label` can move."""
-    return all(_stays(segment) for segment in label)
+    return all(block.is_fixed for segment in label for block in segment)
 
 
 def resolve(label: Label) -> Label:
-    """Return `label` in terms of blocks that are neither merged nor refined; factors of size one are left out.
+    """Return `label` in terms of blocks that are neither merged nor refined; blocks of size one are left out.
 
-    A refinement into several segments inside a product is multiplied out. That needs everything in front of it to be
-    fixed; where it is not, the refined block is fixed instead.
+    A sum behind other blocks of a segment (copies of a concatenation), or in front of a block that depends on it from
+    another dimension, remains a block; see `Block`.
     """
-    segments: list[Segment] = []
-    for segment in label:
-        segments += _expand(segment)
-    return tuple(segments)
+    return tuple(segment for segment, _ in expand(label))
 
 
-def _expand(segment: Segment) -> list[Segment]:
-    found: list[Segment] = [()]
-    for place, block in enumerate(segment):
-        parts = block.parts
-        if parts is None:
-            options: list[Segment] = [(block.root,)] if block.size > 1 else [()]
-        else:
-            options = list(resolve(parts))
-        if len(options) > 1 and place > 0 and any(length(front) > 1 for front in found):
-            # copies x (a + b) is (a + b) + (a + b) + ... as long as the copies themselves do not move
-            if not all(_stays(front) for front in found):
-                block.fix()
-                options = [(Block(block.size, fixed=True),)]
-            else:
-                repeats = sum(length(front) for front in found)
-                found, options = [()], options * repeats
-        found = [front + option for front in found for option in options]
+def expand(label: Label) -> list[tuple[Segment, dict[Block, int]]]:
+    """Return the segments of `resolve`, each with the parts of the sums that it was found in."""
+    return [found for segment in label for found in _expand((), segment, {})]
+
+
+def _expand(front: Segment, rest: Segment, where: dict[Block, int]) -> Iterator[tuple[Segment, dict[Block, int]]]:
+    if not rest:
+        yield front, where
+        return
+    block, rest = rest[0].root, rest[1:]
+    parts, cases = block.parts, None if block.parts is not None else block.cases
+    if block.size == 1:
+        yield from _expand(front, rest, where)
+    elif parts is not None and len(parts) == 1:
+        yield from _expand(front, parts[0] + rest, where)
+    elif parts is not None and not front:
+        for number, part in enumerate(parts):
+            yield from _expand(front, part + rest, {**where, block: number})
+    elif cases is not None and cases[0] in where:
+        yield from _expand(front, (cases[1][where[cases[0]]], *rest), where)
+    else:
+        yield from _expand((*front, block), rest, where)
+
+
+def blocks_of(label: Label) -> frozenset[Block]:
+    """Return every block in `label`: leaves, blocks by cases, and sums."""
+    return frozenset[Block]().union(*(_deep(segment) | where.keys() for segment, where in expand(label)))
+
+
+def _deep(segment: Segment) -> frozenset[Block]:
+    found: set[Block] = set()
+    for block in segment:
+        if block.parts is None:
+            found.add(block.root)
+            continue
+        if len(block.parts) > 1:
+            found.add(block.root)
+        for part in block.parts:
+            found |= _deep(part)
+    return frozenset(found)
+
+
+def _leaves(block: Block) -> Iterator[Block]:
+    """What a dependence on `block` is a dependence on."""
+    root = block.root
+    if root.size == 1:
+        return
+    if root.parts is None or len(root.parts) > 1:
+        yield root
+    else:
+        for inner in root.parts[0]:
+            yield from _leaves(inner)
+
+
+def _closed(over: Iterable[Block], allowed: frozenset[Block]) -> tuple[Block, ...]:
+    """The blocks of `over` that are allowed, and whose own outer blocks are."""
+    kept: list[Block] = []
+    for block in over:
+        if block in allowed and all(outer in kept for outer in block.over):
+            kept.append(block)
+    return tuple(kept)
+
+
+def _at(block: Block, where: Cases) -> Block:
+    """What `block` is at given parts of some sums."""
+    root = block.root
+    if root.parts is not None:
+        parts = _label_at(root.parts, where)
+        if parts == tuple(tuple(b.root for b in part) for part in root.parts):
+            return root
+        found = Block(root.size)
+        found._parts = parts
+        return found
+    if root.cases is None:
+        return root
+    parent, blocks = root.cases
+    if parent in where:
+        return _at(blocks[where[parent]], where)
+    inside = tuple(_at(case, where) for case in blocks)
+    if inside == tuple(case.root for case in blocks):
+        return root
+    found = Block(root.size, [_at(outer, where) for outer in root.over], root._fixed)
+    found._cases = (parent, inside)
     return found
 
 
-def _stays(segment: Segment) -> bool:
-    return all(block.is_fixed for block in segment)
+def _label_at(label: Label, where: Cases) -> Label:
+    return tuple(tuple(_at(block, where) for block in segment) for segment in label)
 
 
 def tie(first: Label, second: Label) -> None:
@@ -145,12 +343,23 @@ def tie(first: Label, second: Label) -> None:
         raise ValueError(f"labels of {size(first)} and {size(second)} positions cannot be tied")
     while True:  # every refinement changes the labels, so they are resolved and compared again
         one, two = resolve(first), resolve(second)
-        if is_fixed(one) or is_fixed(two):
-            fix(one)
-            fix(two)
+        if one == two:
             return
+        if not _alone(one) or not _alone(two):
+            for label, other in ((one, two), (two, one)):
+                if is_fixed(label):
+                    fix(other, _reason(label))
+                    return
         if _tie_once(list(one), list(two)):
             return
+
+
+def _alone(label: Label) -> bool:
+    return len(label) == 1 and len(label[0]) == 1
+
+
+def _reason(label: Label) -> str:
+    return next((block.reason for segment in label for block in segment), SINGLE)
 
 
 def _tie_once(one: list[Segment], two: list[Segment]) -> bool:
@@ -160,69 +369,127 @@ def _tie_once(one: list[Segment], two: list[Segment]) -> bool:
         here, there = length(short[0]), length(long[0])
         if here < there:
             if not _stays(long[0]):
-                _split_off(long[0], here)
+                _cut(long[0], here)
                 return False
-            fix((short[0],))
+            fix((short[0],), _reason((long[0],)))
             short.pop(0)
-            long[0] = (Block(there - here, fixed=True),)
+            long[0] = (Block(there - here, fixed=_reason((long[0],))),)
             continue
         if not _tie_segments(one.pop(0), two.pop(0)):
             return False
     return True
 
 
-def _split_off(segment: Segment, head: int) -> None:
-    """Refine the outermost block of `segment`, so that a segment of `head` positions can be cut off its front."""
-    outer, inner = segment[0], length(segment[1:])
-    if head % inner or outer.is_fixed:
-        fix((segment,))
-        return
-    first = head // inner
-    outer.refine(((Block(first),), (Block(outer.size - first),)))
+def _stays(segment: Segment) -> bool:
+    return all(block.is_fixed for block in segment)
+
+
+def _cut(segment: Segment, head: int) -> None:
+    """Refine the outermost block of `segment`, so that nearer to a segment of `head` positions can be cut off."""
+    segment[0].cut(max(1, head // length(segment[1:])))
 
 
 def _tie_segments(one: Segment, two: Segment) -> bool:
     """Tie two products of one length; return False after a refinement."""
-    if _stays(one) or _stays(two):
-        fix((one, two))
+    if one == two:
         return True
-    for first, second in zip(one, two, strict=False):
+    for alone, other in ((one, two), (two, one)):
+        if len(alone) == 1 and len(other) > 1 and alone[0].is_free:
+            narrow((other,), frozenset(alone[0].over))
+            alone[0].refine((other,))
+            return True
+    if (_stays(one) or _stays(two)) and (len(one) > 1 or len(two) > 1):
+        fix((one, two), _reason((one if _stays(one) else two,)))
+        return True
+    pairs = list(zip(one, two, strict=False))
+    if len(one) == len(two) and all(first.size == second.size for first, second in pairs):
+        for first, second in sorted(pairs, key=lambda pair: max(block.depth for block in pair)):
+            first.merge(second)
+        return True
+    for first, second in pairs:
         if first.size == second.size:
             first.merge(second)
             continue
         large, small = (first, second) if first.size > second.size else (second, first)
-        if large.size % small.size:
-            fix((one, two))
+        if large.size % small.size or large.parts is not None:
+            fix((one, two), "layouts that have no common structure")
             return True
-        large.refine(((Block(small.size), Block(large.size // small.size)),))
+        large.divide(small.size)
         return False
     return True
 
 
+def narrow(label: Label, allowed: frozenset[Block]) -> None:
+    """Let `label` depend on no block outside of it but those in `allowed`."""
+    for segment in label:
+        inside = allowed | blocks_of((segment,))
+        for block in segment:
+            block.narrow(inside)
+
+
 def product(labels: Sequence[Label]) -> Label:
     """Return the label of several dimensions flattened into one (row-major)."""
-    combined = Block(math.prod(size(label) for label in labels))
-    if combined.size <= 1 or not labels:
-        return fixed(combined.size)
-    segments: list[Segment] = [()]
-    for label in map(resolve, labels):
-        if len(label) > 1 and any(length(front) > 1 for front in segments):
-            if not all(_stays(front) for front in segments):
-                fix(label)
-                label = fixed(size(label))
-            else:
-                label = label * sum(length(front) for front in segments)
-                segments = [()]
-        segments = [front + segment for front in segments for segment in label]
-    return tuple(segments)
+    return (tuple(block for label in labels for block in _factors(label)),)
+
+
+def _factors(label: Label) -> Segment:
+    """`label` as the factors of a product: a concatenation is one of them."""
+    if len(label) == 1:
+        return label[0]
+    return (_wrapped(label),)
+
+
+def _wrapped(label: Label) -> Block:
+    whole = Block(size(label))
+    whole._parts = label
+    return whole
 
 
 def split(label: Label, sizes: Sequence[int]) -> list[Label]:
     """Return the labels of one dimension unflattened into `sizes` (row-major); the inverse of `product`.
 
-    Blocks are refined where the sizes cut through them; what cannot be cut is fixed.
+    Every dimension but the first depends on those in front of it, as far as `label` allows. Blocks are refined where
+    the sizes cut through them; what cannot be cut is fixed.
     """
-    wanted = [Block(n) for n in sizes]
+    around = [outer for block in blocks_of(label) for outer in block.over]
+    wanted: list[Block] = []
+    for n in sizes:
+        wanted.append(Block(n, [*dict.fromkeys(around), *wanted]))
     # Tying to a product of fresh blocks does all the work: the blocks end as whatever the label lets them be.
     tie(label, (tuple(wanted),))
-    return [resolve(((block,),)) or fixed(1) for block in wanted]
+    return [((block,),) for block in wanted]
+
+
+def take(label: Label, start: int, stop: int) -> tuple[Label, dict[Block, int]]:
+    """Return the label of the positions from `start` to `stop`, and the parts of sums that all of them lie in.
+
+    What depends on a block of `label` is, on these positions, what `at` makes of it.
+    """
+    for boundary in (start, stop):
+        while _cut_at(label, boundary):
+            pass
+    chosen, begin = [], 0
+    for segment, where in expand(label):
+        end = begin + length(segment)
+        if start <= begin and end <= stop:
+            chosen.append((segment or (Block(1),), where))
+        begin = end
+    common = set.intersection(*(set(where.items()) for _, where in chosen)) if chosen else set()
+    return tuple(segment for segment, _ in chosen), dict(common)
+
+
+def _cut_at(label: Label, boundary: int) -> bool:
+    """Cut the segment that `boundary` lies inside; return False if there is none."""
+    begin = 0
+    for segment in resolve(label):
+        end = begin + length(segment)
+        if begin < boundary < end:
+            _cut(segment, boundary - begin)
+            return True
+        begin = end
+    return False
+
+
+def at(label: Label, where: Cases) -> Label:
+    """Return what `label` is at given parts of sums that it depends on."""
+    return _label_at(label, where)

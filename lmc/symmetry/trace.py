@@ -103,3 +103,10 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
                 f"{name} takes an input that is no tensor ({placeholder}); wrap it in a module that does not"
             )
     return Trace(program.graph_module, tensors, constants, tuple(inputs))
+
+
+def origin(node: fx.Node) -> str:
+    """Return the line of the model that an operator comes from."""
+    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    place = [line for line in lines if line.startswith("File ")]
+    return f"{place[-1]}: {lines[-1]}" if place else f"node {node.name}"
