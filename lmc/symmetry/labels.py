@@ -354,6 +354,20 @@ def tie(first: Label, second: Label) -> None:
             return
 
 
+def outer_first(ties: Sequence[tuple[Label, Label]]) -> Iterator[tuple[Label, Label]]:
+    """Yield pairs of labels that are to be tied such that what a label depends on is tied before it."""
+    left = list(ties)
+    while left:
+        blocks = [blocks_of(one) | blocks_of(two) for one, two in left]
+        chosen = 0
+        for number, mine in enumerate(blocks):
+            needed = {outer for block in mine for outer in block.over} - mine
+            if not any(needed & other for place, other in enumerate(blocks) if place != number):
+                chosen = number
+                break
+        yield left.pop(chosen)
+
+
 def _alone(label: Label) -> bool:
     return len(label) == 1 and len(label[0]) == 1
 
@@ -403,8 +417,8 @@ def _tie_segments(one: Segment, two: Segment) -> bool:
         return True
     pairs = list(zip(one, two, strict=False))
     if len(one) == len(two) and all(first.size == second.size for first, second in pairs):
-        for first, second in sorted(pairs, key=lambda pair: max(block.depth for block in pair)):
-            first.merge(second)
+        for first, second in outer_first([(((a,),), ((b,),)) for a, b in pairs]):
+            first[0][0].merge(second[0][0])
         return True
     for first, second in pairs:
         if first.size == second.size:
@@ -451,7 +465,8 @@ def split(label: Label, sizes: Sequence[int]) -> list[Label]:
     Every dimension but the first depends on those in front of it, as far as `label` allows. Blocks are refined where
     the sizes cut through them; what cannot be cut is fixed.
     """
-    around = [outer for block in blocks_of(label) for outer in block.over]
+    inside = blocks_of(label)
+    around = [outer for block in inside for outer in block.over if outer not in inside]
     wanted: list[Block] = []
     for n in sizes:
         wanted.append(Block(n, [*dict.fromkeys(around), *wanted]))

@@ -22,6 +22,11 @@ def _linear(values: Values, node: fx.Node) -> Labels:
     return join("...i,oi,o->...o", x, weight, bias)
 
 
+@rule(aten.outer.default)
+def _outer_product(values: Values, node: fx.Node) -> Labels:
+    return join("i,j->ij", values[node.args[0]], values[node.args[1]])
+
+
 @rule(aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default)
 def _matrix_product(values: Values, node: fx.Node) -> Labels:
     one, two = values[node.args[0]], values[node.args[1]]

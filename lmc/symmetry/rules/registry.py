@@ -161,8 +161,7 @@ def join(subscripts: str, *operands: Labels) -> Labels:
                 found[key] = label
             elif labels.size(label) > 1:
                 ties.append((before, label))
-    # What a label depends on is tied before it, so that the two depend on the same.
-    for one, two in sorted(ties, key=lambda pair: max(_depth(label) for label in pair)):
+    for one, two in labels.outer_first(ties):
         labels.tie(one, two)
     _agree(terms)
     leading = sorted((key for key in found if key.startswith("...")), key=lambda key: int(key[3:]))
@@ -178,10 +177,6 @@ def _keys(term: str, value: Labels) -> list[str]:
         return list(term)
     count = len(value) - (len(term) - 3)
     return [*(f"...{place - count}" for place in range(count)), *term[3:]]
-
-
-def _depth(label: Label) -> int:
-    return max((block.depth for block in labels.blocks_of(label)), default=0)
 
 
 def restrict(value: Labels) -> None:

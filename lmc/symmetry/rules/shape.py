@@ -1,9 +1,11 @@
 """Operators that only rearrange: views, permutations of dimensions, concatenation, padding, repetition."""
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from lmc.symmetry import labels
-from lmc.symmetry.labels import Label
+from lmc.symmetry.labels import Block, Label
 from lmc.symmetry.rules.registry import (
     Labels,
     Unproved,
@@ -97,12 +99,17 @@ def _stack(values: Values, node: fx.Node) -> Labels:
 def _expand(values: Values, node: fx.Node) -> Labels:
     """Repeat dimensions of size one: equal positions can take each other's places, for each of the others' units."""
     x, shape = values[node.args[0]], shape_of(node)
-    around = [block for label in x for block in labels.blocks_of(label)]
     offset = len(shape) - len(x)
-    return tuple(
-        x[dim - offset] if dim >= offset and labels.size(x[dim - offset]) == n else labels.free(n, around)
-        for dim, n in enumerate(shape)
-    )
+    found: list[Label] = []
+    for dim, n in enumerate(shape):
+        kept = dim >= offset and labels.size(x[dim - offset]) == n
+        found.append(x[dim - offset] if kept else labels.free(n, _blocks(found)))
+    return tuple(found)
+
+
+def _blocks(value: Sequence[Label]) -> list[Block]:
+    """The blocks of the dimensions in front of one that is repeated: each of their units may have an order of its own."""
+    return list(dict.fromkeys(block for label in value for block in labels.blocks_of(label)))
 
 
 @rule(*overloads("repeat", "tile"))
@@ -111,8 +118,10 @@ def _repeat(values: Values, node: fx.Node) -> Labels:
     x, times = values[node.args[0]], [int(n) for n in node.args[1]]  # type: ignore[union-attr]
     times = [1] * (len(x) - len(times)) + times
     x = (*(labels.fixed(1, labels.SINGLE) for _ in range(len(times) - len(x))), *x)
-    around = [block for label in x for block in labels.blocks_of(label)]
-    return tuple(labels.product([labels.free(n, around), label]) for n, label in zip(times, x, strict=True))
+    return tuple(
+        labels.product([labels.free(n, _blocks(x[:dim])), label])
+        for dim, (n, label) in enumerate(zip(times, x, strict=True))
+    )
 
 
 @rule(aten.repeat_interleave.self_int)
@@ -121,11 +130,9 @@ def _repeat_interleave(values: Values, node: fx.Node) -> Labels:
     x, dim = values[node.args[0]], argument(node, "dim")
     if dim is None:
         raise Unproved("repeat_interleave of a flattened tensor")
-    around = [block for label in x for block in labels.blocks_of(label)]
     place, times = int(dim) % len(x), int(argument(node, "repeats"))
-    return tuple(
-        labels.product([label, labels.free(times, around)]) if d == place else label for d, label in enumerate(x)
-    )
+    copies = labels.free(times, _blocks(x[: place + 1]))
+    return tuple(labels.product([label, copies]) if d == place else label for d, label in enumerate(x))
 
 
 @rule(*overloads("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad2d"))
@@ -140,12 +147,8 @@ def _pad(values: Values, node: fx.Node) -> Labels:
             keep(node, x[dim])
             found[dim] = still(node, [labels.size(x[dim]) + before + behind])[0]
         else:
-            around = [block for other in x if other is not x[dim] for block in labels.blocks_of(other)]
-            found[dim] = tuple(
-                segment
-                for label in (labels.free(before, around) if before else (), x[dim], labels.free(behind, around) if behind else ())
-                for segment in label
-            )
+            padding = [labels.free(n, _blocks(x[:dim])) if n else () for n in (before, behind)]
+            found[dim] = (*padding[0], *x[dim], *padding[1])
     return tuple(found)
 
 
