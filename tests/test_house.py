@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("alignment",), 3),
     **dict.fromkeys(("endpoints", "evaluation", "tracker"), 4),
     **dict.fromkeys(("plan",), 5),
-    **dict.fromkeys(("pipeline", "report"), 6),
+    **dict.fromkeys(("pipeline", "report", "inspection"), 6),
     **dict.fromkeys(("app",), 7),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.

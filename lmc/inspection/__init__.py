@@ -1,0 +1,1 @@
+"""The command lmc-symmetry: the symmetry of any network, printed, drawn, proved and surveyed."""

@@ -1,0 +1,98 @@
+"""One row of the survey: everything that is measured about one network."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lmc import seeding
+from lmc.inspection.inspection import inspect, peak_bytes
+from lmc.inspection.network import build
+from lmc.inspection.recovery import Planted, Recovery, by_activations, by_weights, twin_share
+from lmc.inspection.sources.request import Input, Request
+from lmc.symmetry.example import Example
+
+INPUTS = 8
+"""Random inputs that activation matching looks at."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be measured.
+
+    Attributes:
+        spec: the network.
+        settings: arguments of its builder.
+        input: its input; None for its own.
+        seed: of everything random.
+        verify: whether the symmetry is proved.
+        matching: whether a permuted copy is matched back.
+    """
+
+    spec: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    input: Input | None = None
+    seed: int = 0
+    verify: bool = True
+    matching: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the row depends on, as plain values."""
+        shape = None if self.input is None else [list(self.input.shape), str(self.input.dtype)]
+        return {"settings": dict(self.settings), "input": shape, "seed": self.seed, "matching": self.matching}
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Return the row of a network.
+
+    Raises:
+        UserError: the network cannot be built or traced, or its symmetry does not hold.
+    """
+    started = time.perf_counter()
+    network = build(Request(task.spec, task.settings, task.input, task.seed))
+    seconds = time.perf_counter() - started
+    found = inspect(network, build_seconds=seconds, run=task.verify, seed=task.seed)
+    row = {
+        "parameters": network.parameters,
+        "groups": len(found.symmetry.groups),
+        "nested": sum(bool(group.outer) for group in found.symmetry.groups.values()),
+        "movable": found.movable,
+        "fixed": found.still,
+        "share": found.share,
+        "log10_equivalent_networks": found.symmetry.log10_size,
+        "verification_error": found.proof.error if found.proof else None,
+        "verification_control": found.proof.control if found.proof and found.symmetry.groups else None,
+        "seconds": dict(found.seconds),
+    }
+    if task.matching and found.symmetry.groups:
+        planted = Planted.draw(network.model, found.symmetry, task.seed)
+        inputs = inputs_like(network.example, INPUTS, task.seed)
+        results = {
+            "activations": by_activations(planted, inputs, task.seed),
+            "weights": by_weights(planted, task.seed),
+        }
+        row["twins"] = twin_share(planted, inputs)
+        row["recovered"] = {name: _plain(result) for name, result in results.items()}
+    return {**row, "peak_memory_bytes": peak_bytes()}
+
+
+def _plain(result: Recovery) -> dict[str, Any]:
+    return asdict(result)
+
+
+def inputs_like(example: Example, count: int, seed: int) -> Example:
+    """Return `count` random inputs of the kind of `example`: normal numbers, or whole ones up to its largest."""
+    draw = seeding.generator(seed, "inspection", "inputs")
+
+    def like(tensor: Tensor) -> Tensor:
+        shape = (count, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            return torch.randn(shape, generator=draw, dtype=tensor.dtype)
+        return torch.randint(int(tensor.max()) + 1, shape, generator=draw).to(tensor.dtype)
+
+    drawn: Example = pytree.tree_map_only(Tensor, like, example)
+    return drawn
