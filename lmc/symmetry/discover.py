@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 
+import torch
 from torch import fx, nn
 
 from lmc.symmetry import labels
@@ -82,19 +83,59 @@ def _label_values(traced: Trace, parameters: Mapping[str, Labels], unruled: dict
     for node in traced.module.graph.nodes:
         if node.op == "placeholder":
             known = parameters.get(traced.tensors.get(node.name, ""))
-            reason = INPUT if node.name in traced.inputs else "a constant of the network"
-            values[node] = known or tuple(labels.fixed(n, reason) for n in shape_of(node))
-        elif node.op == "output":
-            for result in node.all_input_nodes:
-                for label in values.all_of(result):
-                    labels.fix(label, OUTPUT)
-        elif node.op == "call_function":
-            try:
-                values[node] = RULES.get(node.target, _no_rule)(values, node)
-            except Unproved as gap:
-                unruled.setdefault(str(gap), origin(node))
-                unknown(values, node)
+            values[node] = known or _of_constant(node, traced)
+    _label_graph(traced.module, values, unruled)
+    for result in traced.module.graph.output_node().all_input_nodes:
+        for label in values.all_of(result):
+            labels.fix(label, OUTPUT)
     return values
+
+
+def _of_constant(node: fx.Node, traced: Trace) -> Labels:
+    """What is handed to the network stays; so does a constant, but along dimensions in which it is the same."""
+    value = traced.constants.get(node.name)
+    reason = INPUT if node.name in traced.inputs else "a constant of the network"
+    if value is None or value.is_meta or not value.numel():
+        return tuple(labels.fixed(n, reason) for n in shape_of(node))
+    same = [torch.equal(value, value.narrow(dim, 0, 1).expand_as(value)) for dim in range(value.ndim)]
+    return tuple(
+        labels.free(n) if uniform else labels.fixed(n, reason) for n, uniform in zip(value.shape, same, strict=True)
+    )
+
+
+def _label_graph(module: fx.GraphModule, values: Values, unruled: dict[str, str]) -> None:
+    """Run the rules over the nodes of one graph, whose placeholders have labels."""
+    for node in module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        inner = [getattr(module, str(used.target)) for used in node.all_input_nodes if used.op == "get_attr"]
+        if inner and isinstance(inner[0], fx.GraphModule):
+            _label_region(node, inner[0], values, unruled)
+            continue
+        try:
+            values[node] = RULES.get(node.target, _no_rule)(values, node)
+        except Unproved as gap:
+            if not all(labels.is_fixed(label) for used in node.all_input_nodes for label in values.all_of(used)):
+                unruled.setdefault(str(gap), origin(node))
+            unknown(values, node)
+
+
+def _label_region(node: fx.Node, region: fx.GraphModule, values: Values, unruled: dict[str, str]) -> None:
+    """A part of the network that runs without gradients or in another precision is a graph of its own."""
+    placeholders = [inside for inside in region.graph.nodes if inside.op == "placeholder"]
+    operands = [used for used in node.args if isinstance(used, fx.Node) and used.op != "get_attr"]
+    if len(operands) != len(placeholders) or not str(node.target).startswith("wrap_with"):
+        unruled.setdefault(str(node.target), origin(node))
+        unknown(values, node)
+        return
+    for inside, operand in zip(placeholders, operands, strict=True):
+        values.alias(inside, operand)
+    _label_graph(region, values, unruled)
+    results = region.graph.output_node().args[0]
+    if isinstance(results, fx.Node):
+        values.alias(node, results)
+    else:
+        values[node] = [values[result] for result in results]  # type: ignore[union-attr]
 
 
 def _no_rule(values: Values, node: fx.Node) -> Labels:
@@ -126,7 +167,7 @@ def _symmetry(model: nn.Module, traced: Trace, values: Values, parameters: Mappi
         },
         shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
-        fixed=_fixed(parameters),
+        fixed=_fixed(model, parameters),
     )
 
 
@@ -176,12 +217,12 @@ def _sites(traced: Trace, values: Values, names: Mapping[Block, str]) -> dict[st
     return found
 
 
-def _fixed(parameters: Mapping[str, Labels]) -> dict[str, int]:
-    """Why units stay where they are, to how many."""
+def _fixed(model: nn.Module, parameters: Mapping[str, Labels]) -> dict[str, int]:
+    """Why positions of trainable tensors stay where they are, to how many of them."""
     blocks = {
         block
-        for dims in parameters.values()
-        for label in dims
+        for tensor, _ in model.named_parameters(remove_duplicate=False)
+        for label in parameters.get(tensor, ())
         for block in labels.blocks_of(label)
         if block.is_fixed and block.parts is None
     }

@@ -13,7 +13,6 @@ step only ever adds constraints, so whatever is movable in the end keeps the fun
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-
 SINGLE = "a single unit"
 """Why the unit of a block of size one stays."""
 

@@ -257,7 +257,7 @@ def axis_index(
         for place, (factor, unit) in enumerate(zip(segment, units, strict=True)):
             if factor.group in inside:
                 within = [where[name] for name in outer.get(factor.group, ())]
-                unit = permutation[factor.group][(*within, unit)]  # noqa: PLW2901
+                unit = permutation[factor.group][(*within, unit)]
             index = index + unit * math.prod(sizes[place + 1 :])
         lengths = [_length_of(host) for host in hosts]
         parts.append(index.expand(*lengths, *sizes).reshape(*lengths, -1))
@@ -326,7 +326,12 @@ def unit_views(
         for places in _places(entries, chain):
             rest = [dim for dim in range(part.ndim) if dim not in places]
             view = part.permute(*places, *rest).flatten(0, len(places) - 1)
-            yield view, tuple(_moved(axis.tensor, place, entries[dim]) for place, dim in enumerate(rest, 1) if _acts(entries[dim]))
+            yield (
+                view,
+                tuple(
+                    _moved(axis.tensor, place, entries[dim]) for place, dim in enumerate(rest, 1) if _acts(entries[dim])
+                ),
+            )
 
 
 def _occurrences(axis: Axis, chain: Sequence[str]) -> list[tuple[int, Segment]]:

@@ -6,8 +6,8 @@ may be too strict; it must never be too lenient: for every assignment of permuta
 permuting the inputs must permute the output accordingly. Most rules are one line of `join`.
 """
 
-from lmc.symmetry.rules import contraction, creation, normalisation, pointwise, reduction, selection, shape
+from lmc.symmetry.rules import contraction, creation, normalisation, pointwise, recurrent, reduction, selection, shape
 from lmc.symmetry.rules.registry import RULES, Labels, Unproved, Values, overloads, rule, shape_of, unknown
 
 __all__ = ["RULES", "Labels", "Unproved", "Values", "overloads", "rule", "shape_of", "unknown"]
-_MODULES = (contraction, creation, normalisation, pointwise, reduction, selection, shape)
+_MODULES = (contraction, creation, normalisation, pointwise, recurrent, reduction, selection, shape)

@@ -3,12 +3,24 @@
 from torch import fx
 
 from lmc.symmetry import labels
-from lmc.symmetry.rules.registry import KERNEL, Labels, Unproved, Values, argument, aten, join, keep, rule, shape_of, still
+from lmc.symmetry.rules.registry import (
+    KERNEL,
+    Labels,
+    Unproved,
+    Values,
+    argument,
+    aten,
+    join,
+    keep,
+    rule,
+    shape_of,
+    still,
+)
 
 CONTRACTIONS = frozenset(
     {
         *(aten.linear.default, aten.addmm.default, aten.matmul.default, aten.mm.default, aten.einsum.default),
-        *(getattr(aten, f"conv{d}d").default for d in "123"),
+        *(getattr(getattr(aten, f"conv{d}d"), overload) for d in "123" for overload in ("default", "padding")),
         *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
         *(aten.bmm.default, aten.scaled_dot_product_attention.default, aten.embedding.default),
     }
@@ -55,7 +67,7 @@ def _einsum(values: Values, node: fx.Node) -> Labels:
     return join(f"{inputs}->{output}", *(values[operand] for operand in node.args[1]))  # type: ignore[union-attr]
 
 
-@rule(*(getattr(aten, f"conv{d}d").default for d in "123"))
+@rule(*(getattr(getattr(aten, f"conv{d}d"), overload) for d in "123" for overload in ("default", "padding")))
 def _convolution(values: Values, node: fx.Node) -> Labels:
     """Input (N, C, *space), weight (O, C / groups, *kernel): channels move, positions stay."""
     x, weight, bias = (values[argument(node, name)] for name in ("input", "weight", "bias"))
@@ -76,11 +88,9 @@ def _transposed_convolution(values: Values, node: fx.Node) -> Labels:
 
 def _channels(x: Labels, out: labels.Label, inside: labels.Label, bias: Labels, groups: int) -> labels.Label:
     """The output channels of a convolution; in groups, each group's channels are those of its own input channels."""
-    space = len(x) - 1 if len(x) in (2, 3, 4, 5) else 1
-    batch, channels = (x[0], x[1]) if space else (x[0], x[0])
     if groups == 1:
-        return join("nc,oc,o->no", (batch, channels), (out, inside), bias)[1]
-    group, each = labels.split(channels, [groups, labels.size(channels) // groups])
+        return join("nc,oc,o->no", x[:2], (out, inside), bias)[1]
+    group, each = labels.split(x[1], [groups, labels.size(x[1]) // groups])
     to_group, to_each = labels.split(out, [groups, labels.size(out) // groups])
     join("gc,goc->go", (group, each), (to_group, to_each, inside))
     if bias:

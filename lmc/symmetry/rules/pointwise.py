@@ -41,13 +41,15 @@ _OF_SEVERAL = (
 )
 
 
-@rule(*(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in overloads("prelu", "softmax") or "int" in str(op)))
+@rule(
+    *(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in overloads("prelu", "softmax") or "int" in str(op))
+)
 def _one(values: Values, node: fx.Node) -> Labels:
     """Act on every position alike (or normalise along a dimension, which commutes with permuting it)."""
     return values[node.args[0]]
 
 
-@rule(*overloads(*_OF_SEVERAL))
+@rule(*overloads(*_OF_SEVERAL), aten.max.other, aten.min.other)
 def _several(values: Values, node: fx.Node) -> Labels:
     """Combine tensors position by position: dimensions are aligned from the right, and tied."""
     if str(node.target) == "aten.where.default":
@@ -77,7 +79,9 @@ def _glu(values: Values, node: fx.Node) -> Labels:
     return (*x[:dim], value, *x[dim + 1 :])
 
 
-@rule(*overloads("cumsum", "cumprod", "flip", "sort", "argsort", "topk", "roll", "tril", "triu", "logcumsumexp"))
+@rule(
+    *overloads("cumsum", "cumprod", "flip", "sort", "argsort", "topk", "roll", "tril", "triu", "logcumsumexp", "diff")
+)
 def _in_order(values: Values, node: fx.Node) -> Labels | list[Labels]:
     """Act along dimensions whose order matters."""
     x = values[node.args[0]]

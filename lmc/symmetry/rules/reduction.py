@@ -2,8 +2,18 @@
 
 from torch import fx
 
-from lmc.symmetry import labels
-from lmc.symmetry.rules.registry import Labels, Values, argument, aten, dimensions, keep, overloads, rule, shape_of, still
+from lmc.symmetry.rules.registry import (
+    Labels,
+    Values,
+    argument,
+    aten,
+    dimensions,
+    keep,
+    overloads,
+    rule,
+    shape_of,
+    still,
+)
 
 _REDUCTIONS = (
     *("mean", "sum", "nansum", "amax", "amin", "prod", "logsumexp", "std", "var", "any", "all"),

@@ -48,6 +48,10 @@ class Values:
             raise Unproved(f"{node} as a whole, which is several tensors")
         return value
 
+    def alias(self, node: fx.Node, other: fx.Node) -> None:
+        """Let `node` have the labels of `other`."""
+        self._labels[node] = self._labels[other]
+
     def output(self, node: fx.Node, number: int) -> Labels:
         """The labels of one of several outputs."""
         value = self._labels[node]
@@ -80,7 +84,7 @@ def overloads(*names: str) -> list[Any]:
         for packet in packets
         if packet is not None
         for overload in packet.overloads()
-        if "out" not in overload
+        if overload != "out" and not overload.endswith("_out")
     ]
 
 
@@ -209,8 +213,7 @@ def _agree(terms: Sequence[tuple[Sequence[str], Labels]]) -> None:
 def _places(value: Labels) -> dict[tuple[Block, Block, int], int | None]:
     """For every block, each of its outer blocks and each dimension it stands in: the dimension of the outer block."""
     segments = [
-        [(labels.blocks_of((segment,)), frozenset(where)) for segment, where in labels.expand(label)]
-        for label in value
+        [(labels.blocks_of((segment,)), frozenset(where)) for segment, where in labels.expand(label)] for label in value
     ]
     repeated = {
         block for label in value for segment in labels.resolve(label) for block in segment if segment.count(block) > 1

@@ -62,7 +62,9 @@ def _transpose(values: Values, node: fx.Node) -> Labels:
         return tuple(reversed(x))
     if len(x) < 2:
         return tuple(x)
-    one, two = (int(argument(node, a, argument(node, b, end))) for a, b, end in (("dim0", "axis0", -2), ("dim1", "axis1", -1)))
+    one, two = (
+        int(argument(node, a, argument(node, b, end))) for a, b, end in (("dim0", "axis0", -2), ("dim1", "axis1", -1))
+    )
     x[one], x[two] = x[two], x[one]
     return tuple(x)
 
@@ -139,7 +141,9 @@ def _repeat_interleave(values: Values, node: fx.Node) -> Labels:
 def _pad(values: Values, node: fx.Node) -> Labels:
     """Constants before and behind a dimension are all the same; other padding depends on the order."""
     x, widths = values[node.args[0]], [int(n) for n in node.args[1]]  # type: ignore[union-attr]
-    constant = "constant" in str(node.target) or ("aten.pad." in str(node.target) and argument(node, "mode") == "constant")
+    constant = "constant" in str(node.target) or (
+        "aten.pad." in str(node.target) and argument(node, "mode") == "constant"
+    )
     found = list(x)
     for place in range(len(widths) // 2):
         dim, before, behind = len(x) - 1 - place, widths[2 * place], widths[2 * place + 1]
@@ -186,3 +190,15 @@ def _unfold(values: Values, node: fx.Node) -> Labels:
     keep(node, *x[2:])
     kernel = shape_of(node)[1] // labels.size(x[1])
     return (x[0], labels.product([x[1], *still(node, [kernel])]), *still(node, shape_of(node)[2:]))
+
+
+@rule(*overloads("col2im"))
+def _fold(values: Values, node: fx.Node) -> Labels:
+    """The reverse of `_unfold`: (N, C x kernel, patches) are added up as (N, C, H, W)."""
+    x = values[node.args[0]]
+    if len(x) != 3:
+        raise Unproved("fold without a batch dimension")
+    channels = shape_of(node)[1]
+    channel, kernel = labels.split(x[1], [channels, labels.size(x[1]) // channels])
+    keep(node, kernel, x[2])
+    return (x[0], channel, *still(node, shape_of(node)[2:]))
