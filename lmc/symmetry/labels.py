@@ -416,8 +416,8 @@ def _tie_segments(one: Segment, two: Segment) -> bool:
         return True
     pairs = list(zip(one, two, strict=False))
     if len(one) == len(two) and all(first.size == second.size for first, second in pairs):
-        for first, second in outer_first([(((a,),), ((b,),)) for a, b in pairs]):
-            first[0][0].merge(second[0][0])
+        for ((mine,),), ((theirs,),) in outer_first([(((a,),), ((b,),)) for a, b in pairs]):
+            mine.merge(theirs)
         return True
     for first, second in pairs:
         if first.size == second.size:

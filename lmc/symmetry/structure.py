@@ -295,7 +295,7 @@ def unit_rows(tensor: Tensor, axis: Axis, chain: Sequence[str], axes: Collection
         chain: the group's outer groups, then the group; the units are the combinations of theirs, row-major.
         axes: the axes of the tensor, where outer groups may act on another one than `axis`.
     """
-    return torch.cat([part.reshape(len(part), -1) for part in unit_views(tensor, axis, chain, axes)], dim=1)
+    return torch.cat([view.reshape(len(view), -1) for view, _ in unit_views(tensor, axis, chain, axes)], dim=1)
 
 
 def unit_views(
@@ -326,12 +326,8 @@ def unit_views(
         for places in _places(entries, chain):
             rest = [dim for dim in range(part.ndim) if dim not in places]
             view = part.permute(*places, *rest).flatten(0, len(places) - 1)
-            yield (
-                view,
-                tuple(
-                    _moved(axis.tensor, place, entries[dim]) for place, dim in enumerate(rest, 1) if _acts(entries[dim])
-                ),
-            )
+            moved = (_moved(axis.tensor, place, entries[dim]) for place, dim in enumerate(rest, 1))
+            yield view, tuple(axis for axis in moved if axis is not None)
 
 
 def _occurrences(axis: Axis, chain: Sequence[str]) -> list[tuple[int, Segment]]:
@@ -350,13 +346,8 @@ def _places(entries: Sequence[Factor | Axis | None], chain: Sequence[str]) -> It
     yield from itertools.product(*found)
 
 
-def _acts(entry: Factor | Axis | None) -> bool:
-    return isinstance(entry, Axis) or (isinstance(entry, Factor) and entry.group is not None)
-
-
-def _moved(tensor: str, dim: int, entry: Factor | Axis | None) -> Axis:
-    """The axis of a view's dimension `dim`."""
+def _moved(tensor: str, dim: int, entry: Factor | Axis | None) -> Axis | None:
+    """The axis of a view's dimension `dim`; None if no group acts on it."""
     if isinstance(entry, Axis):
         return Axis(tensor, dim, entry.segments, entry.order)
-    assert entry is not None  # `_acts` let it pass
-    return Axis(tensor, dim, ((entry,),))
+    return Axis(tensor, dim, ((entry,),)) if entry is not None and entry.group is not None else None

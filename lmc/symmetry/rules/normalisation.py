@@ -39,10 +39,3 @@ def _by_group(values: Values, node: fx.Node) -> Labels:
     for name in ("weight", "bias"):
         join("nc,c->nc", x[:2], values[argument(node, name)])
     return x
-
-
-@rule(aten.local_response_norm.default) if hasattr(aten, "local_response_norm") else (lambda function: function)
-def _over_neighbours(values: Values, node: fx.Node) -> Labels:
-    x = values[node.args[0]]
-    labels.fix(x[1], "order that local_response_norm depends on")
-    return x

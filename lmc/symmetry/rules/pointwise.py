@@ -41,9 +41,10 @@ _OF_SEVERAL = (
 )
 
 
-@rule(
-    *(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in overloads("prelu", "softmax") or "int" in str(op))
-)
+_OWN_RULE = {*overloads("prelu"), aten.softmax.Dimname, aten.log_softmax.Dimname}
+
+
+@rule(*(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in _OWN_RULE))
 def _one(values: Values, node: fx.Node) -> Labels:
     """Act on every position alike (or normalise along a dimension, which commutes with permuting it)."""
     return values[node.args[0]]

@@ -1,6 +1,7 @@
 """Recurrent layers: all gates of a unit, and its state, move together."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 
@@ -8,7 +9,7 @@ from lmc.symmetry import labels
 from lmc.symmetry.labels import Label
 from lmc.symmetry.rules.registry import Labels, Unproved, Values, argument, aten, join, keep, rule
 
-_GATES = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
+_GATES: dict[Any, int] = {aten.lstm.input: 4, aten.gru.input: 3, aten.rnn_tanh.input: 1, aten.rnn_relu.input: 1}
 
 
 @rule(*_GATES)

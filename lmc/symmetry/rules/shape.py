@@ -62,9 +62,7 @@ def _transpose(values: Values, node: fx.Node) -> Labels:
         return tuple(reversed(x))
     if len(x) < 2:
         return tuple(x)
-    one, two = (
-        int(argument(node, a, argument(node, b, end))) for a, b, end in (("dim0", "axis0", -2), ("dim1", "axis1", -1))
-    )
+    one, two = (int(argument(node, f"dim{k}", argument(node, f"axis{k}", k - 2))) for k in (0, 1))
     x[one], x[two] = x[two], x[one]
     return tuple(x)
 
@@ -110,14 +108,14 @@ def _expand(values: Values, node: fx.Node) -> Labels:
 
 
 def _blocks(value: Sequence[Label]) -> list[Block]:
-    """The blocks of the dimensions in front of one that is repeated: each of their units may have an order of its own."""
+    """The blocks in front of a dimension that is repeated: it may have an order of its own for each of their units."""
     return list(dict.fromkeys(block for label in value for block in labels.blocks_of(label)))
 
 
 @rule(*overloads("repeat", "tile"))
 def _repeat(values: Values, node: fx.Node) -> Labels:
     """Copies of the whole dimension, one behind the other; the copies can take each other's places."""
-    x, times = values[node.args[0]], [int(n) for n in node.args[1]]  # type: ignore[union-attr]
+    x, times = values[node.args[0]], [int(n) for n in argument(node, "repeats", argument(node, "dims"))]
     times = [1] * (len(x) - len(times)) + times
     x = (*(labels.fixed(1, labels.SINGLE) for _ in range(len(times) - len(x))), *x)
     return tuple(
@@ -140,10 +138,8 @@ def _repeat_interleave(values: Values, node: fx.Node) -> Labels:
 @rule(*overloads("constant_pad_nd", "pad", "reflection_pad1d", "reflection_pad2d", "replication_pad2d"))
 def _pad(values: Values, node: fx.Node) -> Labels:
     """Constants before and behind a dimension are all the same; other padding depends on the order."""
-    x, widths = values[node.args[0]], [int(n) for n in node.args[1]]  # type: ignore[union-attr]
-    constant = "constant" in str(node.target) or (
-        "aten.pad." in str(node.target) and argument(node, "mode") == "constant"
-    )
+    x, widths = values[node.args[0]], [int(n) for n in argument(node, "pad", argument(node, "padding"))]
+    constant = "constant" in str(node.target) or argument(node, "mode") == "constant"
     found = list(x)
     for place in range(len(widths) // 2):
         dim, before, behind = len(x) - 1 - place, widths[2 * place], widths[2 * place + 1]
