@@ -1,7 +1,9 @@
 """The command lmc-symmetry: which hidden units of a network can change places, found, proved and drawn."""
 
 import argparse
+import ast
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -60,18 +62,15 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 1 after one line on standard error. Wrong usage exits with 2."""
     line = parser()
-    given = line.parse_intermixed_args(arguments)
+    written = list(sys.argv[1:] if arguments is None else arguments)
+    given = line.parse_intermixed_args(written)
     _check_usage(line, given)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="lmc-symmetry: %(message)s")
     for noisy in ("torch", "matplotlib", "timm", "transformers", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
-            text = (
-                _survey(line, given, list(sys.argv[1:] if arguments is None else arguments))
-                if given.survey
-                else _show(line, given)
-            )
+            text = _survey(line, given, written) if given.survey else _show(line, given)
     except UserError as error:
         sys.stderr.write(f"lmc-symmetry: {error}\n")
         return 1
@@ -122,8 +121,6 @@ def _show(line: argparse.ArgumentParser, given: argparse.Namespace) -> str:
     if given.plot:
         _plot(found, given.plot)
     if given.json:
-        import json
-
         return json.dumps(found.document(), indent=2) + "\n"
     from lmc.inspection.table import as_text
 
@@ -147,21 +144,24 @@ def _plot(found: "Inspection", path: Path) -> None:
 
 
 def _settings(line: argparse.ArgumentParser, entries: Sequence[str]) -> dict[str, Any]:
-    """The NAME=VALUE arguments, values read as YAML."""
+    """The NAME=VALUE arguments."""
+    found = {}
     for entry in entries:
-        name, equals, _ = entry.partition("=")
+        name, equals, value = entry.partition("=")
         if not equals or not name.isidentifier():
             line.error(f"{entry!r} is not NAME=VALUE")
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+        found[name] = _value(value)
+    return found
 
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(entries)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        line.error(f"unreadable NAME=VALUE: {str(error).splitlines()[0]}")
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
+
+def _value(text: str) -> object:
+    """A value as JSON or as Python writes it (2, 1e-3, true, None, [1, 2]), else the text itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            pass
+    return text
 
 
 def _input(line: argparse.ArgumentParser, text: str | None) -> "Input | None":

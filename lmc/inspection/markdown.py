@@ -3,7 +3,7 @@
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -51,15 +51,19 @@ def as_markdown(rows: Sequence[Mapping[str, Any]], inputs: int = 8) -> str:
     lines += [f"{_machine()}. {_total(rows, done)}", "", _TEXT.format(inputs=inputs)]
     lines += [_line(_HEADS), _line(["---", *["---:"] * (len(_HEADS) - 1)])]
     lines += [_line(_cells(row)) for row in rows]
-    reasons = dict.fromkeys(
-        f"{row['network']}, {name}: {found['reason']}"
-        for row in done
-        for name, found in row.get("recovered", {}).items()
-        if found["reason"]
-    )
-    if reasons:
+    if reasons := list(_reasons(done)):
         lines += ["", "Not matched:", "", *(f"- {_safe(reason)}" for reason in reasons)]
     return "\n".join(lines) + "\n"
+
+
+def _reasons(done: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What could not be matched, and why."""
+    for row in done:
+        for name, found in row.get("recovered", {}).items():
+            if found["reason"]:
+                yield f"{row['network']}, {name}: {found['reason']}"
+        if "unfinished" in row:
+            yield f"{row['network']}: {row['unfinished']}"
 
 
 def _total(rows: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]) -> str:
@@ -76,7 +80,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     nested = f" + {row['nested']}" if row["nested"] else ""
     return [
         str(row["network"]),
-        f"{row['parameters'] / 1e6:.1f} M",
+        _millions(row["parameters"]),
         f"{row['groups'] - row['nested']}{nested}",
         f"{row['movable']:,}",
         _percent(row["share"]),
@@ -88,6 +92,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _percent(row.get("twins")),
         f"{row['seconds']['discover']:.1f}",
     ]
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
 
 
 def _percent(share: float | None) -> str:

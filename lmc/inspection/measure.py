@@ -1,7 +1,7 @@
 """One row of the survey: everything that is measured about one network."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from lmc import seeding
 from lmc.inspection.inspection import inspect, peak_bytes
 from lmc.inspection.network import build
-from lmc.inspection.recovery import Planted, Recovery, by_activations, by_weights, twin_share
+from lmc.inspection.recovery import Planted, by_activations, by_weights, twin_share
 from lmc.inspection.sources.request import Input, Request
 from lmc.symmetry.example import Example
 
@@ -46,8 +46,8 @@ class Task:
         return {"settings": dict(self.settings), "input": shape, "seed": self.seed, "matching": self.matching}
 
 
-def measure(task: Task) -> dict[str, Any]:
-    """Return the row of a network.
+def measure(task: Task) -> Iterator[dict[str, Any]]:
+    """Yield the row of a network, first without what matching recovers, then with each method's result.
 
     Raises:
         UserError: the network cannot be built or traced, or its symmetry does not hold.
@@ -56,7 +56,7 @@ def measure(task: Task) -> dict[str, Any]:
     network = build(Request(task.spec, task.settings, task.input, task.seed))
     seconds = time.perf_counter() - started
     found = inspect(network, build_seconds=seconds, run=task.verify, seed=task.seed)
-    row = {
+    row: dict[str, Any] = {
         "parameters": network.parameters,
         "groups": len(found.symmetry.groups),
         "nested": sum(bool(group.outer) for group in found.symmetry.groups.values()),
@@ -68,20 +68,16 @@ def measure(task: Task) -> dict[str, Any]:
         "verification_control": found.proof.control if found.proof and found.symmetry.groups else None,
         "seconds": dict(found.seconds),
     }
-    if task.matching and found.symmetry.groups:
-        planted = Planted.draw(network.model, found.symmetry, task.seed)
-        inputs = inputs_like(network.example, INPUTS, task.seed)
-        results = {
-            "activations": by_activations(planted, inputs, task.seed),
-            "weights": by_weights(planted, task.seed),
-        }
-        row["twins"] = twin_share(planted, inputs)
-        row["recovered"] = {name: _plain(result) for name, result in results.items()}
-    return {**row, "peak_memory_bytes": peak_bytes()}
-
-
-def _plain(result: Recovery) -> dict[str, Any]:
-    return asdict(result)
+    yield {**row, "peak_memory_bytes": peak_bytes()}
+    if not task.matching or not found.symmetry.groups:
+        return
+    planted = Planted.draw(network.model, found.symmetry, task.seed)
+    inputs = inputs_like(network.example, INPUTS, task.seed)
+    row["recovered"] = {"activations": asdict(by_activations(planted, inputs, task.seed))}
+    row["twins"] = twin_share(planted, inputs)
+    yield {**row, "peak_memory_bytes": peak_bytes()}
+    row["recovered"]["weights"] = asdict(by_weights(planted, task.seed))
+    yield {**row, "peak_memory_bytes": peak_bytes()}
 
 
 def inputs_like(example: Example, count: int, seed: int) -> Example:

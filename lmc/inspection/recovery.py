@@ -13,6 +13,7 @@ from lmc.alignment.weight_matching import WeightMatching
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.activations import Probe
+from lmc.symmetry.example import Example
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
 
@@ -65,8 +66,10 @@ def by_weights(planted: Planted, seed: int = 0) -> Recovery:
     return _recover(WeightMatching(restarts=1, start="centre"), planted, None, seed)
 
 
-def by_activations(planted: Planted, inputs: Tensor, seed: int = 0) -> Recovery:
+def by_activations(planted: Planted, inputs: Example, seed: int = 0) -> Recovery:
     """Match by the inputs of the nonlinearities on `inputs`, (batch, ...): their outputs are zero for dead units."""
+    if not isinstance(inputs, Tensor):
+        return Recovery(None, 0.0, "activation matching takes networks with one tensor as their input")
     method = ActivationMatching(images=None, kind="pre", batch_size=len(inputs))
     return _recover(method, planted, inputs, seed)
 
@@ -96,14 +99,16 @@ def _distinct(model: nn.Module, symmetry: Symmetry, generator: torch.Generator) 
 def _noisy(tensor: Tensor, is_parameter: bool, generator: torch.Generator) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.clone()
-    noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+    noise: Tensor = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
     if not is_parameter:  # statistics: variances stay positive
-        return tensor * (1 + 0.2 * noise.tanh())
-    size = tensor.square().mean().sqrt() + 0.1 / max(1, tensor[:1].numel()) ** 0.5
+        scale: Tensor = 1 + 0.2 * noise.tanh()
+        return tensor * scale
+    inputs = tensor.numel() // tensor.shape[0] if tensor.ndim else 1
+    size = float(tensor.square().mean().sqrt()) + 0.1 / max(1, inputs) ** 0.5
     return tensor + 0.25 * size * noise
 
 
-def twin_share(planted: Planted, inputs: Tensor) -> float | None:
+def twin_share(planted: Planted, inputs: Example) -> float | None:
     """Return the share of units that answer to all of `inputs` as another unit of their group does, or not at all.
 
     Which of two such units is which, activations cannot tell. None where a group cannot be observed.
@@ -113,6 +118,8 @@ def twin_share(planted: Planted, inputs: Tensor) -> float | None:
         inputs: what `by_activations` is given.
     """
     symmetry = planted.symmetry
+    if not isinstance(inputs, Tensor):
+        return None
     try:
         probe = Probe(planted.model, symmetry, "pre")
     except UserError:
@@ -125,7 +132,7 @@ def twin_share(planted: Planted, inputs: Tensor) -> float | None:
         size = symmetry.groups[name].size
         place = torch.arange(symmetry.units(name)) // size  # units in different blocks are no twins
         together = torch.column_stack([place.double(), *found])
-        _, inverse, counts = together.unique(dim=0, return_inverse=True, return_counts=True)
+        _, inverse, counts = torch.unique(together, dim=0, return_inverse=True, return_counts=True)
         silent = (torch.cat(found, dim=1) == 0).all(1)
         twins += int(((counts[inverse] > 1) | silent).sum())
     return twins / max(1, sum(symmetry.units(name) for name in symmetry.groups))
@@ -138,4 +145,5 @@ def _fingerprint(rows: Tensor, digits: int = 5) -> Tensor:
     alive = size > 1e-9 * rows.double().norm(dim=1, keepdim=True)
     standard = torch.where(alive, centred / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
     draw = seeding.generator(0, "inspection", "fingerprint")
-    return (standard @ torch.randn(rows.shape[1], 2, generator=draw, dtype=torch.float64)).round(decimals=digits)
+    against = torch.randn(rows.shape[1], 2, generator=draw, dtype=torch.float64)
+    return torch.round(standard @ against, decimals=digits)

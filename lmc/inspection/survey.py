@@ -16,6 +16,7 @@ from typing import Any
 from lmc.errors import UserError, refusal
 from lmc.inspection.markdown import as_markdown
 from lmc.inspection.measure import Task, measure
+from lmc.inspection.sources.request import first_line
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +25,21 @@ Row = dict[str, Any]
 
 @dataclass
 class _Worker:
-    """A process that measures one network, the pipe for its row, and when it began."""
+    """A process that measures one network.
+
+    Attributes:
+        task: what it measures.
+        process: where.
+        pipe: through which its row comes, as far as it has got, again and again; then its end.
+        started: when it began.
+        row: the latest.
+    """
 
     task: Task
     process: ForkServerProcess
     pipe: Connection
     started: float
+    row: Row | None = None
 
 
 class Survey:
@@ -62,10 +72,10 @@ class Survey:
 
         Args:
             names: as for `expand`.
-            retry: measure those again that failed.
+            retry: measure those again that failed or were not finished.
         """
         specs = expand(names)
-        done = {row["network"] for row in self.rows() if not (retry and "failed" in row)}
+        done = {row["network"] for row in self.rows() if not (retry and row.keys() & {"failed", "unfinished"})}
         waiting = [replace(self._common, spec=spec) for spec in specs if spec not in done]
         if len(waiting) < len(specs):
             log.info("%d of %d networks are in %s already", len(specs) - len(waiting), len(specs), self.rows_file)
@@ -134,21 +144,24 @@ class Survey:
     def _row_of(self, worker: _Worker) -> Row | None:
         """The row of a worker that has ended or is given up, else None."""
         spent = time.monotonic() - worker.started
-        result: Row
-        if worker.pipe.poll():
-            try:
-                result = worker.pipe.recv()
-            except EOFError:
-                worker.process.join()
-                result = {"failed": _end(worker.process.exitcode)}
-        elif spent > self._limit:
-            worker.process.kill()
-            result = {"failed": f"given up after {self._limit:g} s"}
+        failure = ""
+        try:
+            while worker.pipe.poll():
+                worker.row = worker.pipe.recv()
+        except EOFError:
+            worker.process.join()
+            failure = _end(worker.process.exitcode)
         else:
-            return None
+            if spent <= self._limit:
+                return None
+            worker.process.kill()
+            failure = f"given up after {self._limit:g} s"
         worker.process.join()
         worker.pipe.close()
-        log.info("%s: %s", worker.task.spec, result.get("failed") or f"done in {spent:.0f} s")
+        result = worker.row or {"failed": failure}
+        if failure and "failed" not in result:
+            result["unfinished"] = failure
+        log.info("%s: %s", worker.task.spec, result.get("failed") or failure or f"done in {spent:.0f} s")
         return {
             "network": worker.task.spec,
             "measured_with": worker.task.identity(),
@@ -167,8 +180,7 @@ def expand(names: str) -> list[str]:
     """
     found: list[str] = []
     prefix = ""
-    for name in names.split(","):
-        name = name.strip()
+    for name in map(str.strip, names.split(",")):
         if name == "torchvision":
             from lmc.inspection.sources.torchvision import names as builders
 
@@ -183,6 +195,9 @@ def expand(names: str) -> list[str]:
 
 
 def _end(status: int | None) -> str:
+    """Why a process ended, in words; empty if it ended well."""
+    if status == 0:
+        return ""
     if status is not None and status < 0:
         return f"the process was killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
     return f"the process ended with status {status}"
@@ -195,14 +210,13 @@ def _work(task: Task, pipe: Connection, threads: int) -> None:
     os.dup2(sys.stderr.fileno(), 1)  # what a network prints is no result
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
     torch.set_num_threads(threads)
+    row: Row = {}
     try:
-        row = measure(task)
-    except UserError as error:
-        row = {"failed": str(error)}
-    except MemoryError:
-        row = {"failed": "out of memory"}
+        for row in measure(task):
+            pipe.send(row)
+    except (UserError, MemoryError) as error:
+        pipe.send({**row, "unfinished" if row else "failed": str(error) or "out of memory"})
     except Exception as error:
         log.exception("%s", task.spec)
-        row = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
-    pipe.send(row)
+        pipe.send({**row, "unfinished" if row else "failed": first_line(error)})
     pipe.close()

@@ -1,6 +1,5 @@
 """What was found, as text for the terminal."""
 
-import os
 from collections.abc import Iterable
 from io import StringIO
 
@@ -26,13 +25,8 @@ def as_text(found: Inspection, width: int = 120, colour: bool = False) -> str:
 
     network, symmetry = found.network, found.symmetry
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head, justify in (
-        ("group", "left"),
-        ("size", "right"),
-        ("kind", "left"),
-        ("permutes: layer[dimension]", "left"),
-    ):
-        table.add_column(Text(head), justify="right" if justify == "right" else "left", overflow="fold")
+    for head in ("group", "size", "kind", "permutes: layer[dimension]"):
+        table.add_column(Text(head), justify="right" if head == "size" else "left", overflow="fold")
     for group in symmetry.groups.values():
         size = "×".join(map(str, symmetry.lattice(group.name)))
         parent = group.outer[-1] if group.outer else ""
@@ -56,7 +50,9 @@ def summary(found: Inspection) -> Iterable[str]:
     """Yield the lines below the table."""
     symmetry = found.symmetry
     count = len(symmetry.groups)
-    yield f"{count} group{'' if count == 1 else 's'}; {found.movable:,} of {found.movable + found.still:,} hidden units move ({found.share:.1%})"
+    total = found.movable + found.still
+    groups = f"{count} group{'' if count == 1 else 's'}"
+    yield f"{groups}; {found.movable:,} of {total:,} hidden units move ({found.share:.1%})"
     for reason, units in sorted(symmetry.fixed.items(), key=lambda item: -item[1]):
         yield f"{units:>9,} stay: {reason}"
     yield f"equivalent networks: 10^{symmetry.log10_size:,.1f}"
@@ -74,7 +70,8 @@ def proof_lines(found: Inspection) -> Iterable[str]:
     elif not found.symmetry.groups:
         yield "nothing to verify: no unit can move"
     else:
-        yield f"verified: permuting everything at random changes the outputs by {found.proof.error:.1e} (float64, relative)"
+        error = f"{found.proof.error:.1e} (float64, relative)"
+        yield f"verified: permuting everything at random changes the outputs by {error}"
         yield f"control: permuting one tensor of a group without the others, by {found.proof.control:.1e} or more"
 
 
@@ -87,7 +84,9 @@ def abbreviated(axes: Iterable[Axis], shown: int = _SHOWN) -> str:
     if len(names) > shown + 1:
         names = [*names[: shown - 1], f"{len(names) - shown} more", names[-1]]
         return ", ".join(names)
-    stem = os.path.commonprefix(names).rpartition(".")[0] if len(names) > 1 else ""
-    if len(stem) < _STEM:
+    parts = [name.split(".")[:-1] for name in names]
+    shared = [here[0] for here in zip(*parts, strict=False) if len(set(here)) == 1]
+    stem = ".".join(shared if parts[0][: len(shared)] == shared else ())
+    if len(names) == 1 or len(stem) < _STEM:
         return ", ".join(names)
     return f"{stem}.{{{', '.join(name.removeprefix(f'{stem}.') for name in names)}}}"

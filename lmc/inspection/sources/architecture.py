@@ -28,7 +28,8 @@ def build(request: Request) -> tuple[nn.Module, Tensor]:
     if request.name not in known:
         raise UserError(
             f"{request.name} is no architecture of lmc; {config.nearest(request.name, known)}"
-            f"known: {', '.join(known)}; others are torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable"
+            f"known: {', '.join(known)}; others are torchvision:NAME, timm:NAME, transformers:NAME, "
+            "package.module:callable"
         )
     config.register()
     with initialize_config_dir(str(folder), version_base="1.3"):
@@ -36,7 +37,9 @@ def build(request: Request) -> tuple[nn.Module, Tensor]:
     example = request.image(*_INPUT)
     settings = dict(request.settings)
     classes = settings.pop("classes", _CLASSES)
-    node = {**OmegaConf.to_container(composed.architecture, resolve=True), **settings}
+    option = OmegaConf.to_container(composed.architecture, resolve=True)
+    assert isinstance(option, dict)
+    node = {**option, **settings}
     plain = Request(request.spec, {}, request.input, request.seed, request.meta)
     shape = tuple(example.shape[1:])
     model = plain.make(lambda: config.build(node, "architecture", input_shape=shape, classes=classes))

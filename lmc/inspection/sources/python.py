@@ -1,6 +1,7 @@
 """package.module:callable: a network of the user's own."""
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -47,4 +48,8 @@ def build(request: Request) -> tuple[nn.Module, Tensor]:
         return found, request.image()
     if not callable(found):
         raise UserError(f"{request.spec} is a {type(found).__name__}; name a torch.nn.Module or a function making one")
+    try:
+        inspect.signature(found).bind(**request.settings)
+    except TypeError as error:
+        raise UserError(f"{request.spec} cannot be called: {error}; give settings as NAME=VALUE") from None
     return request.make(found), request.image()

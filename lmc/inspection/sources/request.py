@@ -1,6 +1,5 @@
 """What is asked of a source, and what it gives."""
 
-import inspect
 import math
 import re
 import warnings
@@ -81,17 +80,11 @@ class Request:
         return (self.input or Input(shape)).draw(self.generator())
 
     def make(self, builder: Callable[..., Any], *arguments: Any) -> nn.Module:
-        """Call `builder` with `arguments` and the user's settings; same seed, same weights.
+        """Call `builder` with `arguments` and the user's settings; the same seed gives the same weights.
 
         Raises:
-            UserError: a setting is missing or cannot be used, the builder fails, or it returns no module.
+            UserError: the builder fails, or it returns no module.
         """
-        try:
-            inspect.signature(builder).bind(*arguments, **self.settings)
-        except TypeError as error:
-            raise UserError(f"{self.spec} cannot be built: {error}; give settings as --set NAME=VALUE") from None
-        except ValueError:
-            pass  # a builder in C has no signature to check
         try:
             with warnings.catch_warnings(), seeding.isolated(self.seed, "inspection", "weights"):
                 warnings.simplefilter("ignore")  # of the libraries about their own arguments

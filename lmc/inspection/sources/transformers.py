@@ -1,5 +1,6 @@
 """transformers:NAME: a network of transformers from a configuration, with random weights."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def build(request: Request) -> tuple[nn.Module, dict[str, Tensor]]:
             f"{request.spec} needs the package transformers; install it with pip install 'lmc[transformers]'"
         ) from None
 
-    transformers.logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     chosen = _configuration(request)
     if getattr(chosen, "use_cache", False):
         chosen.use_cache = False  # a cache of past tokens is no output of the network
@@ -83,7 +84,7 @@ def _inputs(request: Request, model: nn.Module, chosen: Any) -> dict[str, Tensor
         wanted.append("pixel_values")
     for name in wanted:
         if name.endswith("input_ids"):
-            below = getattr(chosen, "vocab_size", None) or getattr(text, "vocab_size", 2)
+            below = int(getattr(chosen if hasattr(chosen, "vocab_size") else text, "vocab_size", 2))
             size, dtype = Input(_TOKENS), torch.int64
         elif name == "pixel_values":
             below, size, dtype = 2, Input(_image(vision or chosen)), torch.float32
@@ -98,7 +99,7 @@ def _inputs(request: Request, model: nn.Module, chosen: Any) -> dict[str, Tensor
                 "wrap it in a module of your own with one input and name that as package.module:callable"
             )
         asked = request.input if name == main and request.input else size
-        found[name] = asked.draw(draw, int(below), dtype)
+        found[name] = asked.draw(draw, below, dtype)
     return found
 
 
