@@ -7,7 +7,7 @@ from lmc.symmetry.trace import trace
 
 
 def order_of_use(model: nn.Module, example: Example) -> list[str]:
-    """Return the names of the tensors that the network uses, in the order of their first use; traces it again.
+    """Return the names of the tensors that the network uses, in the order of their first use; it is traced again.
 
     Raises:
         UserError: the network cannot be traced.

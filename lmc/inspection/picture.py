@@ -62,7 +62,8 @@ def picture(symmetry: Symmetry, title: str, subtitle: str = "", order: Sequence[
         symmetry: what is drawn.
         title: the name of the network.
         subtitle: a line below it.
-        order: tensor names in the order in which the network uses them; the state dict's order where empty.
+        order: tensor names in the order in which the network uses them, others are not drawn; the state dict's where
+            empty.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ def picture(symmetry: Symmetry, title: str, subtitle: str = "", order: Sequence[
                 _draw_fixed(axes, band, paper, f"fixed-{number}")
             elif band.group in frames:
                 _draw_frame(axes, band, paper, colours[band.group], f"group-{number}")
-                _write_above(axes, band, paper, f"{symmetry.groups[band.group].size} ×")
+                _write_above(axes, band, paper, band.group, symmetry.groups[band.group].size)
             else:
                 _draw_band(axes, band, paper, colours[band.group], f"group-{number}")
                 _write_inside(axes, band, paper, band.group, "×".join(map(str, symmetry.lattice(band.group))))
@@ -234,11 +235,14 @@ def _write_inside(axes: "Axes", band: Band, paper: _Paper, name: str, size: str)
         return
 
 
-def _write_above(axes: "Axes", band: Band, paper: _Paper, text: str) -> None:
-    """Write how many blocks there are into the head of their frame."""
-    if 0.62 * _LABEL * len(text) <= paper.points(band.last - band.first + 1, 0)[0]:
-        place = ((band.first + band.last + 1) / 2, band.bottom + band.height - paper.units(1.5))
-        axes.text(*place, text, ha="center", va="top", fontsize=_LABEL, color=_INK)
+def _write_above(axes: "Axes", band: Band, paper: _Paper, name: str, blocks: int) -> None:
+    """Write the name and how many blocks there are into the head of their frame, or the number alone, if it fits."""
+    wide, _ = paper.points(band.last - band.first + 1, 0)
+    for text in (f"{_short(name)} · {blocks} ×", f"{blocks} ×"):
+        if 0.62 * _LABEL * len(text) <= wide:
+            place = ((band.first + band.last + 1) / 2, band.bottom + band.height - paper.units(1.5))
+            axes.text(*place, text, ha="center", va="top", fontsize=_LABEL, color=_INK)
+            return
 
 
 def _head(figure: "Figure", paper: _Paper, title: str, subtitle: str, frames: bool, fixed: Sequence[Band]) -> None:

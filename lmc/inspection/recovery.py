@@ -105,7 +105,8 @@ def _noisy(tensor: Tensor, is_parameter: bool, generator: torch.Generator) -> Te
         return tensor * scale
     inputs = tensor.numel() // tensor.shape[0] if tensor.ndim else 1
     size = float(tensor.square().mean().sqrt()) + 0.1 / max(1, inputs) ** 0.5
-    return tensor + 0.25 * size * noise
+    noisy: Tensor = tensor + 0.25 * size * noise
+    return noisy
 
 
 def twin_share(planted: Planted, inputs: Example) -> float | None:

@@ -39,8 +39,8 @@ class Band:
 
 
 def layers_of(symmetry: Symmetry, order: Sequence[str]) -> list[str]:
-    """Return the modules that own tensors, in the order of `order` (tensor names); tensors not in it come last."""
-    return list(dict.fromkeys(layer_of(tensor) for tensor in [*order, *symmetry.shapes] if tensor in symmetry.shapes))
+    """Return the modules that own the tensors named in `order`, in that order; all modules where it is empty."""
+    return list(dict.fromkeys(layer_of(tensor) for tensor in order or symmetry.shapes if tensor in symmetry.shapes))
 
 
 def layer_of(tensor: str) -> str:
@@ -56,7 +56,7 @@ def stack(symmetry: Symmetry, layers: Sequence[str], frame: float = 0.0) -> list
 
     Args:
         symmetry: of the network.
-        layers: the modules from left to right.
+        layers: the modules from left to right; every module that a group acts on is among them.
         frame: height that an outer group adds below what is inside it, and three times above, in units.
     """
     column = {layer: number for number, layer in enumerate(layers)}
@@ -107,6 +107,8 @@ def _fixed(symmetry: Symmetry, column: Mapping[str, int], moving: Sequence[Band]
     """The units of each layer's largest tensor that no group acts on, above everything that spans the layer."""
     found = []
     for layer, units in fixed_units(symmetry).items():
+        if layer not in column:
+            continue
         here = column[layer]
         top = max((band.bottom + band.height for band in moving if band.first <= here <= band.last), default=0.0)
         found.append(Band(None, here, here, frozenset({here}), top, min(float(units), _TALLEST * tallest), 0, units))

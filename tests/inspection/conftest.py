@@ -35,11 +35,9 @@ def crash():
 
 
 def crash_when_matched():
-    """Is traced and verified; the first float32 batch of eight inputs ends the process."""
-
     class Crash(Net):
         def forward(self, x):
-            if len(x) == 8:
+            if len(x) == 8:  # the inputs of activation matching
                 os._exit(7)
             return super().forward(x)
 

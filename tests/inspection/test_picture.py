@@ -16,7 +16,8 @@ def test_every_group_and_every_fixed_layer_is_drawn_once(attention: Symmetry, tm
     write(picture(attention, "tiny", "four groups"), tmp_path / "a.svg")
     svg = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert sorted(identifiers(svg)) == ["fixed-4", "fixed-5", "group-0", "group-1", "group-2", "group-3"]
-    for text in ("tiny", "four groups", "blocks of units", "units that stay", "stem · 8", "2×4", "qkv", "head"):
+    texts = ["tiny", "four groups", "blocks of units", "units that stay", "stem · 8", "qkv · 2 ×", "qkv/inside · 2×4"]
+    for text in [*texts, "head"]:
         assert f">{text}<" in svg, text
 
 

@@ -64,6 +64,7 @@ def test_a_vocabulary_does_not_dwarf_the_network():
     assert band.height < 10
 
 
-def test_layers_come_in_the_order_of_use_and_unused_ones_last(attention: Symmetry):
+def test_layers_come_in_the_order_of_use(attention: Symmetry):
     used = ["head.weight", "stem.weight", "not in the state dict"]
-    assert layers_of(attention, used) == ["head", "stem", "qkv", "out"]
+    assert layers_of(attention, used) == ["head", "stem"]
+    assert layers_of(attention, ()) == ["stem", "qkv", "out", "head"]

@@ -40,29 +40,40 @@ def test_a_survey_survives_a_crash_and_goes_on_where_it_stopped(folder: Path):
     known = {"network": "mine:known", "measured_with": task.identity(), "command": "an earlier start", **MEASURED}
     torn = '{"network": "mine:torn", '  # the earlier start was killed while it wrote
     (folder / "table.jsonl").write_text(f"{json.dumps(known)}\n{torn}", encoding="utf-8")
-    arguments = ["--survey", "mine:known,crash,Net", "--out", "table.md", "--input", "2,4", "--limit", "100"]
+    arguments = [
+        "--survey",
+        "mine:known,crash,crash_when_matched,Net",
+        "--out",
+        "table.md",
+        "--input",
+        "2,4",
+        "--limit",
+        "100",
+    ]
     command = [sys.executable, "-m", "lmc.inspection.command", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "table.md\n"
-    assert "1 of 3 networks are in table.jsonl already" in done.stderr
+    assert "1 of 4 networks are in table.jsonl already" in done.stderr
     assert "mine:known ..." not in done.stderr
 
     rows = table(folder)
-    assert list(rows) == ["mine:known", "mine:crash", "mine:Net"]
+    assert list(rows) == ["mine:known", "mine:crash", "mine:crash_when_matched", "mine:Net"]
     assert rows["mine:crash"][0] == "failed: the process ended with status 7"
     parameters, groups, units, share, equivalent, error, control, activations, weights, twins, _ = rows["mine:Net"]
     assert (parameters, groups, units, share, equivalent) == ("37", "1", "5", "100 %", "10^2")
     assert float(error) < 1e-9 < float(control)
     assert (activations, weights, twins) == ("100 %", "100 %", "0 %")
+    assert rows["mine:crash_when_matched"][:5] == rows["mine:Net"][:5]  # what was found before is kept
     text = (folder / "table.md").read_text(encoding="utf-8")
-    assert "an earlier start\nlmc-symmetry --survey mine:known,crash,Net" in text
-    assert "2 of 3 networks" in text
+    assert "- mine:crash_when_matched: the process ended with status 7" in text
+    assert "an earlier start\nlmc-symmetry --survey mine:known,crash,crash_when_matched,Net" in text
+    assert "3 of 4 networks" in text
 
     (folder / "table.md").unlink()
     again = Survey(folder / "table.md", task).run("mine:Net,crash,known")  # nothing is left to do
-    assert [row["network"] for row in again] == ["mine:known", "mine:crash", "mine:Net"]
-    assert list(table(folder)) == ["mine:Net", "mine:crash", "mine:known"]
+    assert len(again) == 4
+    assert list(table(folder)) == ["mine:Net", "mine:crash", "mine:known", "mine:crash_when_matched"]
 
 
 def test_rows_of_other_settings_are_measured_again(tmp_path: Path):
