@@ -397,11 +397,6 @@ def _tie_segments(one: Segment, two: Segment) -> bool:
     """Tie two products of one length; return False after a refinement."""
     if one == two:
         return True
-    for alone, other in ((one, two), (two, one)):
-        if len(alone) == 1 and len(other) > 1 and alone[0].is_free:
-            narrow((other,), frozenset(alone[0].over))
-            alone[0].refine((other,))
-            return True
     if (_stays(one) or _stays(two)) and (len(one) > 1 or len(two) > 1):
         fix((one, two), _reason((one if _stays(one) else two,)))
         return True
@@ -410,17 +405,32 @@ def _tie_segments(one: Segment, two: Segment) -> bool:
         for ((mine,),), ((theirs,),) in outer_first([(((a,),), ((b,),)) for a, b in pairs]):
             mine.merge(theirs)
         return True
-    for first, second in pairs:
+    for place, (first, second) in enumerate(pairs):
         if first.size == second.size:
             first.merge(second)
             continue
-        large, small = (first, second) if first.size > second.size else (second, first)
-        if large.size % small.size or large.parts is not None:
-            fix((one, two), "layouts that have no common structure")
-            return True
-        large.divide(small.size)
+        large, others = (first, two) if first.size > second.size else (second, one)
+        run = _run(others[place:], large.size)
+        if run and large.is_free:  # what has no structure takes that of what it meets
+            narrow((run,), frozenset(large.over))
+            large.refine((run,))
+            return False
+        if large.size % others[place].size or large.parts is not None:
+            break
+        large.divide(others[place].size)
         return False
+    else:
+        return True
+    fix((one, two), "layouts that have no common structure")
     return True
+
+
+def _run(factors: Segment, size: int) -> Segment:
+    """The first factors whose product has `size` positions; none if there are no such."""
+    for count in range(len(factors) + 1):
+        if length(factors[:count]) == size:
+            return factors[:count]
+    return ()
 
 
 def narrow(label: Label, allowed: frozenset[Block]) -> None:

@@ -200,9 +200,7 @@ def permute(
         skip: groups that are left alone.
     """
     outer = outer or {}
-    depth = {axis: max((len(outer.get(name, ())) for name in axis.groups), default=0) for axis in axes}
-    # What lives inside the units of another axis is moved after that axis: its permutation says where they end.
-    for axis in sorted(axes, key=lambda a: depth[a]):
+    for axis in _hosts_first(axes, outer):
         here = {name: permutation[name] for name in axis.groups.difference(skip) if name in permutation}
         if not here:
             continue
@@ -212,6 +210,21 @@ def permute(
         else:
             tensor = torch.take_along_dim(tensor, index[(...,) + (None,) * (tensor.ndim - index.ndim)], axis.dim)
     return tensor
+
+
+def _hosts_first(axes: Collection[Axis], outer: Mapping[str, tuple[str, ...]]) -> Iterator[Axis]:
+    """Yield axes such that what lives inside the units of another axis comes after it: it says where they end."""
+    left = list(axes)
+    while left:
+        ready = [a for a in left if not any(_abroad(a, outer) & other.groups for other in left if other is not a)]
+        chosen = (ready or left)[0]
+        left.remove(chosen)
+        yield chosen
+
+
+def _abroad(axis: Axis, outer: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+    """The outer groups of the groups on `axis` that act on another axis."""
+    return frozenset(o for name in axis.groups for o in outer.get(name, ()) if o not in axis.groups)
 
 
 def axis_index(
