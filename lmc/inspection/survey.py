@@ -61,6 +61,7 @@ class Survey:
             raise UserError(f"--out {out}: the table is Markdown; give a name that ends in .md")
         self.out, self.rows_file = out, out.with_suffix(".jsonl")
         self._common, self._limit, self._jobs, self._command = common, limit, jobs, command
+        self._packages: list[str] = []
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             self.rows_file.touch()
@@ -79,6 +80,8 @@ class Survey:
         waiting = [replace(self._common, spec=spec) for spec in specs if spec not in done]
         if len(waiting) < len(specs):
             log.info("%d of %d networks are in %s already", len(specs) - len(waiting), len(specs), self.rows_file)
+        sources = {task.spec.partition(":")[0] for task in waiting}
+        self._packages = sorted(sources & {"torchvision", "timm", "transformers"})
         for row in self._measured(waiting):
             self._append(row)
             self._write_table(specs)
@@ -132,7 +135,7 @@ class Survey:
 
     def _start(self, task: Task) -> _Worker:
         context = multiprocessing.get_context("forkserver")  # its children start in no time: torch is imported once
-        context.set_forkserver_preload(["lmc.inspection.measure", "torchvision", "torch.export"])
+        context.set_forkserver_preload(["lmc.inspection.measure", "torch.export", *self._packages])
         ours, theirs = context.Pipe(duplex=False)
         threads = max(1, (os.cpu_count() or 1) // self._jobs)
         process = context.Process(target=_work, args=(task, theirs, threads), daemon=True)
