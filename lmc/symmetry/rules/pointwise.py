@@ -41,7 +41,7 @@ _OF_SEVERAL = (
 )
 
 
-_OWN_RULE = {*overloads("prelu"), aten.softmax.Dimname, aten.log_softmax.Dimname}
+_OWN_RULE = frozenset(overloads("prelu"))
 
 
 @rule(*(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in _OWN_RULE))
