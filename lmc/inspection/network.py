@@ -1,5 +1,6 @@
 """From what a user writes to a network and an input that it accepts."""
 
+import copy
 import importlib
 
 from torch import Tensor, nn
@@ -21,6 +22,6 @@ def build(request: Request) -> Network:
     model, example = importlib.import_module(f"lmc.inspection.sources.{source}").build(request)
     assert isinstance(model, nn.Module)
     if request.meta:
-        model = model.to("meta")
+        model = copy.deepcopy(model).to("meta")  # the module may be the user's own
         example = pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), example)
     return Network(request.spec, model, example)
