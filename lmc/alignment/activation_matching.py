@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lmc.alignment.assignment import assign, matched
+from lmc.alignment.assignment import assign_family, assign_inside, flat, matched
 from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
 from lmc.alignment.similarity.correlation import PairMoments
 from lmc.errors import UserError
@@ -23,7 +23,8 @@ class ActivationMatching:
 
     Both networks see the same training images, in evaluation mode, in one pass. The samples of a unit are all images
     and all positions of its feature map. A group that can be observed at several places (the blocks of a residual
-    stage) is matched on the sum of their similarities, as Tatro et al. do. One assignment solves a group exactly.
+    stage) is matched on the sum of their similarities, as Tatro et al. do. One assignment solves a group exactly; for
+    blocks of units (heads) one assignment inside each pair of blocks, and one over their results.
 
     The objective is the mean over all units of all groups of the similarity of the matched pair, itself the mean over
     the places where the group is observed; for "pearson" it lies in [-1, 1], and a dead unit (constant in one of the
@@ -59,16 +60,22 @@ class ActivationMatching:
         """
         check_pair(fixed, moving, problem.symmetry)
         moments = self._observe(fixed, moving, problem, on_step)
-        permutations: dict[str, Tensor] = {}
+        similarities = {name: self._similarity(name, places) for name, places in moments.items() if places}
+        symmetry, permutations = problem.symmetry, dict[str, Tensor]()
+        for family in symmetry.families.values():
+            seen = {name: similarities[name] for name in family if name in similarities}
+            permutations |= assign_family(symmetry, family, seen)
+        for name in symmetry.shared:
+            permutations[name] = assign_inside(symmetry, name, similarities[name], permutations)
         trace: list[dict[str, float]] = []
-        for number, (name, places) in enumerate(moments.items()):
-            similarity = self._similarity(name, places)
-            permutations[name] = assign(similarity)
-            mean = matched(similarity, permutations[name]).mean().item() / len(places)
-            trace.append({"group": number, "units": len(similarity), "places": len(places), "similarity": mean})
+        for number, name in enumerate(similarities):
+            pairs = matched(similarities[name], flat(symmetry, symmetry.chain(name), permutations))
+            places = len(moments[name])
+            mean = pairs.mean().item() / places
+            trace.append({"group": number, "units": len(pairs), "places": places, "similarity": mean})
         units = sum(record["units"] for record in trace)
         objective = sum(record["units"] * record["similarity"] for record in trace) / max(1, units)
-        return Matching(Permutation(problem.symmetry, permutations), objective, trace)
+        return Matching(Permutation(symmetry, permutations), objective, trace)
 
     def _observe(
         self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None

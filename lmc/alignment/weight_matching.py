@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from lmc.alignment.assignment import assign
+from lmc.alignment.assignment import assign, assign_family
 from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.errors import UserError
@@ -81,7 +81,7 @@ class WeightMatching:
         for restart in range(self.restarts):
             draw = generator(problem.seed, "weight_matching", restart)
             start = "identity" if restart == 0 and self.restarts > 1 else self.start
-            descent = Descent(weights, threshold, _begin(start, problem, draw))
+            descent = Descent(weights, problem.symmetry, threshold, _begin(start, problem, draw))
             for record in descent.run(self._orders(problem.symmetry, weights, draw), self.max_sweeps):
                 trace.append({"restart": restart, **record})
                 if on_step is not None:
@@ -94,7 +94,7 @@ class WeightMatching:
 
     def _orders(self, symmetry: Symmetry, weights: WeightSimilarity, draw: torch.Generator) -> Iterator[list[str]]:
         """The order of the groups in sweep 0 (which matches what is unmatched), 1, 2, ..."""
-        names = list(symmetry.groups)
+        names = list(symmetry.families)
         yield outwards(_shuffled(names, draw), symmetry, weights.neighbours)
         for sweep in itertools.count():
             if self.order == "random":
@@ -121,12 +121,15 @@ class Descent:
         permutation: the starting point; groups that are absent are unmatched.
     """
 
-    def __init__(self, weights: WeightSimilarity, threshold: float, permutation: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, weights: WeightSimilarity, symmetry: Symmetry, threshold: float, permutation: Mapping[str, Tensor]
+    ) -> None:
         self.permutation = dict(permutation)
         self.objective = weights.objective(permutation)
         self._weights = weights
+        self._symmetry = symmetry
         self._threshold = threshold
-        self._stale = set(weights.neighbours)  # groups that may not be at their best
+        self._stale = set(weights.neighbours)  # families that may not be at their best
 
     def run(self, orders: Iterator[Sequence[str]], max_sweeps: int) -> Iterator[dict[str, float]]:
         """Sweep until no group can be improved, and yield a record after each; record 0 is the starting point.
@@ -143,9 +146,18 @@ class Descent:
                 return
         log.warning("weight matching has not converged after %d sweeps; raise alignment.max_sweeps", max_sweeps)
 
-    def _improve(self, group: str) -> bool:
-        """Give the group its best permutation, the others held still; return whether it moved."""
-        self._stale.discard(group)
+    def _improve(self, root: str) -> bool:
+        """Give a family its best permutations, the others held still; return whether it moved."""
+        self._stale.discard(root)
+        moved = self._improve_alone(root) if self._is_plain(root) else self._improve_family(root)
+        if moved:
+            self._stale |= self._weights.neighbours[root]
+        return moved
+
+    def _is_plain(self, root: str) -> bool:
+        return not self._symmetry.inside(root)
+
+    def _improve_alone(self, group: str) -> bool:
         similarity = self._weights.of(group, self.permutation)
         value = assign(similarity).to(similarity.device)
         gain = self._weights.gain(group, similarity, self.permutation, value)
@@ -153,7 +165,37 @@ class Descent:
             return False
         self.permutation[group] = value
         self.objective += gain
-        self._stale |= self._weights.neighbours[group]
+        return True
+
+    def _improve_family(self, root: str) -> bool:
+        """Move blocks with what is inside them, then what is inside them alone, until neither gains."""
+        members = self._symmetry.families[root]
+        similarities = {name: self._weights.of(name, self.permutation) for name in members}
+        device = similarities[root].device
+        found = assign_family(self._symmetry, members, similarities)
+        changes = {name: value.to(device) for name, value in found.items()}
+        for name in self._symmetry.inside(root):
+            if name not in members and set(self._symmetry.groups[name].outer) <= {*self.permutation, *changes}:
+                changes[name] = self._inside(name, {**self.permutation, **changes})
+        moved = self._take(changes, always=root not in self.permutation)
+        inner = [name for name in self._symmetry.inside(root) if name in self.permutation and self._is_plain(name)]
+        while any(self._take({name: self._inside(name, self.permutation)}) for name in inner):
+            moved = True
+        return moved
+
+    def _inside(self, name: str, permutation: Mapping[str, Tensor]) -> Tensor:
+        """The best permutations of an inner group, its outer groups and all others held still."""
+        similarity = self._weights.inside(name, permutation)
+        rows = [assign(each) for each in similarity]
+        return torch.stack(rows).reshape(self._symmetry.lattice(name)).to(similarity.device)
+
+    def _take(self, changes: Mapping[str, Tensor], *, always: bool = False) -> bool:
+        """Accept new values if the objective rises by them."""
+        gain = self._weights.difference(self.permutation, changes)
+        if not always and not gain > self._threshold:
+            return False
+        self.permutation.update(changes)
+        self.objective += gain
         return True
 
 

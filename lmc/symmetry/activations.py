@@ -30,10 +30,17 @@ class Probe:
         self, model: nn.Module, symmetry: Symmetry, kind: Kind = "post", groups: Sequence[str] | None = None
     ) -> None:
         self._model = model
+        self._symmetry = symmetry
         self._sites: dict[str, list[tuple[str, Site]]] = {}
         for name in symmetry.groups if groups is None else groups:
-            chosen = [site for site in symmetry.groups[name].sites if site.kind == kind]
-            if not chosen:
+            inside = set(symmetry.inside(name))
+            # Where units that live inside the group's can be told apart, they say more than the group's units do.
+            chosen = [
+                site
+                for site in symmetry.groups[name].sites
+                if site.kind == kind and not any(inside & axis.groups for axis in site.axes)
+            ]
+            if not chosen and not inside:
                 raise UserError(
                     f"the units of group {name!r} appear in no value of the network; match its weights instead"
                 )
@@ -53,7 +60,9 @@ class Probe:
 
         Yields:
             The group, the name of the value it is observed in, and for each network a (units, samples) tensor: for a
-            feature map the samples are all examples and positions, in the same order for every network.
+            feature map the samples are all examples and positions, in the same order for every network. The units of
+            a group inside others are those of all of them, row-major; a group that has others inside it is observed
+            only where none of these can be.
         """
         shape = tuple(images.shape)
         if shape not in self._traces:
@@ -61,13 +70,12 @@ class Probe:
             self._traces[shape] = trace(self._model, example)
         for node, values in self._traces[shape].run(states, images):
             for group, site in self._sites.get(node.name, ()):
-                yield group, node.name, [_observe(value, site, group) for value in values]
+                chain = self._symmetry.chain(group)
+                yield group, node.name, [_observe(value, site, chain) for value in values]
 
 
-def _observe(value: Tensor, site: Site, group: str) -> Tensor:
-    rows = [
-        unit_rows(value, dim, segments, group)
-        for dim, segments in enumerate(site.axes)
-        if any(factor.group == group for segment in segments for factor in segment)
-    ]
+def _observe(value: Tensor, site: Site, chain: Sequence[str]) -> Tensor:
+    """One row for each unit of a group, from every dimension that it acts on."""
+    acting = [axis for axis in site.axes if axis.groups]
+    rows = [unit_rows(value, axis, chain, acting) for axis in acting if chain[-1] in axis.groups]
     return torch.cat(rows, dim=1)

@@ -80,7 +80,7 @@ class Permutation(Mapping[str, Tensor]):
 
         Tensors that no group acts on are shared with `state`, not copied.
         """
-        axes, outer = self.symmetry.axes_of, {name: group.outer for name, group in self.symmetry.groups.items()}
+        axes, outer = self.symmetry.axes_of, self.symmetry.outer
         moved = {}
         for name, tensor in state.items():
             here = {n: p.to(tensor.device) for axis in axes.get(name, ()) for n, p in self.items() if n in axis.groups}

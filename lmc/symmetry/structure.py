@@ -143,13 +143,35 @@ class Symmetry:
         return found
 
     @cached_property
+    def outer(self) -> Mapping[str, tuple[str, ...]]:
+        """Every group that lives inside others, to these, outermost first."""
+        return {name: group.outer for name, group in self.groups.items() if group.outer}
+
+    @cached_property
     def families(self) -> Mapping[str, tuple[str, ...]]:
-        """Every group that lives inside no other, to itself and all groups inside it, outer ones first."""
-        found: dict[str, tuple[str, ...]] = {}
+        """Every group that lives inside no other, to itself and the groups that live inside it alone, outer ones first.
+
+        A group that lives inside two such groups at once (the channels that each group of one convolution hands to
+        each group of the next) belongs to no family; see `shared`.
+        """
+        found = {name: [name] for name, group in self.groups.items() if not group.outer}
         for name, group in self.groups.items():
-            root = group.outer[0] if group.outer else name
-            found[root] = (*found.get(root, ()), name)
-        return found
+            if group.outer and set(group.outer) <= set(found[group.outer[0]]):
+                found[group.outer[0]].append(name)
+        return {root: tuple(members) for root, members in found.items()}
+
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The groups that live inside several families."""
+        return tuple(name for name in self.groups if not any(name in family for family in self.families.values()))
+
+    def inside(self, name: str) -> tuple[str, ...]:
+        """Return the groups that live inside group `name`."""
+        return tuple(other for other, group in self.groups.items() if name in group.outer)
+
+    def chain(self, name: str) -> tuple[str, ...]:
+        """Return the outer groups of group `name`, then itself."""
+        return (*self.groups[name].outer, name)
 
     def lattice(self, name: str) -> tuple[int, ...]:
         """Return the shape of the permutation of group `name`: the sizes of its outer groups, then its own."""

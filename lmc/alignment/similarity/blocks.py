@@ -1,13 +1,13 @@
 """The rows of a group in a tensor of two networks, laid out for fast products while other groups move the columns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lmc.symmetry.structure import Axis, Segment, axis_index, permute, unit_views
+from lmc.symmetry.structure import Axis, Factor, Segment, axis_index, permute, unit_views
 
 _CHUNK = 2**20
 """Weights that are gathered at a time, 4 MiB in float32."""
@@ -21,11 +21,13 @@ class Block:
         fixed: (..., n, k) of the network that stays.
         moving: (..., n, k) of the other; a row or a column of each matrix is contiguous.
         axes: the other axes on which groups act, with their dimensions in `moving`; the longest is the last dimension.
+        outer: group to the groups that it lives inside.
     """
 
     fixed: Tensor
     moving: Tensor
     axes: tuple[Axis, ...]
+    outer: Mapping[str, tuple[str, ...]]
 
     @cached_property
     def groups(self) -> frozenset[str]:
@@ -42,7 +44,7 @@ class Block:
             for fixed, moving in self._chunks():
                 total.addbmm_(fixed, _columns(moving, index).transpose(1, 2))
         else:
-            fixed, moving = expected(self.fixed, self.moving, self.axes, permutation)
+            fixed, moving, _ = expected(self.fixed, self.moving, self.axes, permutation, self.outer)
             total.addbmm_(_stack(fixed), _stack(moving).transpose(1, 2))
 
     def changed(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor | None:
@@ -64,7 +66,7 @@ class Block:
         return len(self.axes) == 1
 
     def _index(self, permutation: Mapping[str, Tensor]) -> Tensor:
-        return axis_index(self.axes[0], permutation, self.moving.device)
+        return axis_index(self.axes[0], permutation, self.moving.device, self.outer)
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Both stacks as (matrices, n, k), a few matrices at a time: what is gathered from them stays in the cache."""
@@ -73,23 +75,27 @@ class Block:
         return zip(torch.split(fixed, count), torch.split(moving, count), strict=True)
 
 
-def blocks(fixed: Tensor, moving: Tensor, axes: tuple[Axis, ...], axis: Axis, group: str) -> Iterator[Block]:
-    """Yield a block for each occurrence of `group` on `axis`; `axes` are all axes of the tensor on which groups act."""
-    views = zip(
-        unit_views(fixed, axis.dim, axis.segments, group),
-        unit_views(moving, axis.dim, axis.segments, group),
-        _other_factors(axis, group),
-        strict=True,
-    )
-    for ours, theirs, factors in views:
-        # In a view the units come first, then the other dimensions, the axis replaced by the other factors.
-        inside = [Axis(axis.tensor, 1 + axis.dim + i, ((factor,),)) for i, factor in enumerate(factors) if factor.group]
-        outside = [
-            Axis(axis.tensor, other.dim + (1 if other.dim < axis.dim else len(factors)), other.segments)
-            for other in axes
-            if other.dim != axis.dim
-        ]
-        yield _block(ours, theirs, inside + outside)
+def blocks(
+    fixed: Tensor,
+    moving: Tensor,
+    axes: tuple[Axis, ...],
+    axis: Axis,
+    chain: Sequence[str],
+    outer: Mapping[str, tuple[str, ...]],
+) -> Iterator[Block]:
+    """Yield a block for each occurrence of a group on `axis`.
+
+    Args:
+        fixed: a tensor of the network that stays.
+        moving: of the other.
+        axes: all axes of the tensor on which groups act.
+        axis: the one among them.
+        chain: the group's outer groups, then itself; the rows are the units of all of them, row-major.
+        outer: group to the groups that it lives inside.
+    """
+    views = zip(unit_views(fixed, axis, chain, axes), unit_views(moving, axis, chain, axes), strict=True)
+    for (ours, others), (theirs, _) in views:
+        yield _block(ours, theirs, others, outer)
 
 
 def laid_out(tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
@@ -104,43 +110,47 @@ def laid_out(tensor: Tensor, axes: tuple[Axis, ...]) -> Tensor:
 
 
 def expected(
-    fixed: Tensor, moving: Tensor, axes: tuple[Axis, ...], permutation: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return two tensors whose inner product is the expectation of <fixed, moving permuted>.
+    fixed: Tensor,
+    moving: Tensor,
+    axes: tuple[Axis, ...],
+    permutation: Mapping[str, Tensor],
+    outer: Mapping[str, tuple[str, ...]],
+    keep: str | None = None,
+) -> tuple[Tensor, Tensor, tuple[Axis, ...]]:
+    """Return two tensors whose inner product is the expectation of <fixed, moving permuted>, and their axes.
 
     Groups on `axes` that `permutation` lacks are uniformly random, independent on every axis: sum_j f_j E[m_P(j)] is
-    (sum_j f_j) times the mean of m, so both tensors shrink to one position for each such factor.
+    (sum_j f_j) times the mean of m, so both tensors shrink to one position for each such factor. `keep` is a group
+    that is neither permuted nor replaced by its mean.
     """
     moved = {name: value for axis in axes for name, value in permutation.items() if name in axis.groups}
-    moving = permute(moving, axes, {name: value for name, value in moved.items() if not _is_identity(value)})
+    moving = permute(moving, axes, {n: v for n, v in moved.items() if n != keep and not _is_identity(v)}, outer)
+    left = []
     for axis in axes:
-        unmatched = axis.groups - permutation.keys()
+        unmatched = axis.groups - permutation.keys() - {keep}
         if unmatched:
-            fixed = _collapse(fixed, axis, unmatched, torch.sum)
-            moving = _collapse(moving, axis, unmatched, torch.mean)
-    return fixed, moving
+            fixed, moving = (
+                _collapse(axis.concatenation(tensor), axis, unmatched, reduce)
+                for tensor, reduce in ((fixed, torch.sum), (moving, torch.mean))
+            )
+            still = [tuple(Factor(None, 1) if f.group in unmatched else f for f in part) for part in axis.segments]
+            axis = Axis(axis.tensor, axis.dim, tuple(still))
+        left.append(axis)
+    return fixed, moving, tuple(left)
 
 
-def _block(fixed: Tensor, moving: Tensor, axes: list[Axis]) -> Block:
+def _block(fixed: Tensor, moving: Tensor, axes: tuple[Axis, ...], outer: Mapping[str, tuple[str, ...]]) -> Block:
     if not axes:
-        return Block(fixed.reshape(len(fixed), -1), moving.reshape(len(moving), -1), ())
+        return Block(fixed.reshape(len(fixed), -1), moving.reshape(len(moving), -1), (), outer)
     last = max(axes, key=lambda axis: moving.shape[axis.dim])
     order = [dim for dim in range(1, moving.ndim) if dim != last.dim] + [0, last.dim]
-    placed = tuple(Axis(axis.tensor, order.index(axis.dim), axis.segments) for axis in axes)
-    return Block(_dense(fixed.permute(order)), _dense(moving.permute(order)), placed)
+    placed = tuple(Axis(axis.tensor, order.index(axis.dim), axis.segments, axis.order) for axis in axes)
+    return Block(_dense(fixed.permute(order)), _dense(moving.permute(order)), placed, outer)
 
 
 def _dense(stack: Tensor) -> Tensor:
     """A copy unless the rows or the columns of the matrices are contiguous, as products need them."""
     return stack if 1 in stack.stride()[-2:] else stack.contiguous()
-
-
-def _other_factors(axis: Axis, group: str) -> Iterator[Segment]:
-    """The factors beside `group`, for each of its occurrences in the order of `unit_views`."""
-    for segment in axis.segments:
-        for place, factor in enumerate(segment):
-            if factor.group == group:
-                yield segment[:place] + segment[place + 1 :]
 
 
 def _stack(tensor: Tensor) -> Tensor:
@@ -169,7 +179,7 @@ def _collapse(tensor: Tensor, axis: Axis, groups: frozenset[str], reduce: Callab
 
 
 def _is_identity(value: Tensor) -> bool:
-    return torch.equal(value, torch.arange(len(value), device=value.device))
+    return torch.equal(value, torch.arange(value.shape[-1], device=value.device).expand(value.shape))
 
 
 def _length(segment: Segment) -> int:

@@ -6,6 +6,7 @@ al. 2023, Algorithm 1). S is kept as a sum of parts, one for each set of neighbo
 neighbours have moved since; if they moved a little, only the columns that changed are multiplied again.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lmc.alignment.assignment import matched
 from lmc.alignment.similarity.blocks import Block, blocks, expected, laid_out
-from lmc.symmetry.structure import Axis, Group, Symmetry
+from lmc.symmetry.structure import Axis, Symmetry, unit_rows
 
 
 class WeightSimilarity:
@@ -42,20 +43,37 @@ class WeightSimilarity:
         axes = {name: found for name, found in symmetry.axes_of.items() if name in symmetry.parameters}
         wide = any(state[name].dtype == torch.float64 for name in axes for state in (fixed, moving))
         dtype = torch.float64 if wide else torch.float32
+        self._symmetry = symmetry
         self._tensors = {n: _Pair(fixed[n].to(device, dtype), moving[n].to(device, dtype), axes[n]) for n in axes}
         layouts = {name: pair.laid_out() for name, pair in self._tensors.items()}
         self._parts = {
-            name: _parts(group, layouts, torch.zeros(group.size, group.size, dtype=dtype, device=device))
-            for name, group in symmetry.groups.items()
+            name: _parts(
+                symmetry,
+                name,
+                layouts,
+                torch.zeros(symmetry.units(name), symmetry.units(name), dtype=dtype, device=device),
+            )
+            for family in symmetry.families.values()
+            for name in family
         }
         self._tensors_of = {
             name: list(dict.fromkeys(axis.tensor for axis in group.axes if axis.tensor in self._tensors))
             for name, group in symmetry.groups.items()
         }
-        self.neighbours = {
-            name: frozenset[str]().union(*(part.groups for part in parts)) for name, parts in self._parts.items()
+        self.neighbours = {root: self._neighbours(root) for root in symmetry.families}
+        """Family to the families that S of it depends on: itself too, where a plain group acts twice on a tensor."""
+
+    def _neighbours(self, root: str) -> frozenset[str]:
+        mine = {*self._symmetry.families[root], *self._symmetry.inside(root)}
+        near = {
+            name for member in self._symmetry.families[root] for part in self._parts[member] for name in part.groups
         }
-        """Group to the groups that S of it depends on: itself too, where it acts twice on a tensor."""
+        near -= mine if len(mine) > 1 else set()
+        near |= {outer for name in mine for outer in self._symmetry.groups[name].outer} - {root}
+        roots = {root: {root, *members} for root, members in self._symmetry.families.items()}
+        found = {other for other, members in roots.items() if members & near}
+        found |= {outer for name in near for outer in self._symmetry.groups[name].outer if outer in roots}
+        return frozenset(found - ({root} if len(mine) > 1 else set()))
 
     @property
     def bound(self) -> float:
@@ -66,30 +84,61 @@ class WeightSimilarity:
         ]
         return norms[0] * norms[1] if norms else 0.0
 
-    def of(self, group: str, permutation: Mapping[str, Tensor]) -> Tensor:
-        """Return S of `group`, (n, n): S[i, j] compares unit i of `fixed` with unit j of `moving`.
+    def of(self, name: str, permutation: Mapping[str, Tensor]) -> Tensor:
+        """Return S of a group, (units, units): S[i, j] compares unit i of `fixed` with unit j of `moving`.
 
-        Everything but the group's own axis is permuted. A tensor with two axes of the group is not linear in its
+        Everything but the group's own axis is permuted. A tensor with two axes of a plain group is not linear in its
         permutation; S is then the gradient at `permutation`, and only `gain` is exact.
+
+        The units of a group inside others are all combinations with theirs, row-major, and whatever else lives inside
+        the same outer groups counts as unmatched: what it is depends on the pair of outer units that is compared. A
+        tensor on which groups inside this one act counts for these alone.
         """
-        parts = self._parts[group]
+        root = self._symmetry.chain(name)[0]
+        own = {*self._symmetry.families[root], *self._symmetry.inside(root)}
+        if len(own) > 1:
+            permutation = {other: value for other, value in permutation.items() if other not in own}
+        parts = self._parts[name]
         total = parts[0].at(permutation).clone()
         for part in parts[1:]:
             total += part.at(permutation)
         return total
 
+    def inside(self, name: str, permutation: Mapping[str, Tensor]) -> Tensor:
+        """Return S of an inner group with its outer groups held at `permutation`: (places, size, size).
+
+        `places` are all combinations of the units of the outer groups of `fixed`; each is compared with the one that
+        has come to it. Groups that `permutation` lacks count as unmatched.
+        """
+        *places, size = self._symmetry.lattice(name)
+        total = torch.zeros((), device=next(iter(self._tensors.values())).fixed.device)
+        for tensor in self._tensors_of[name]:
+            pair = self._tensors[tensor]
+            fixed, moving, axes = expected(*pair, permutation, self._symmetry.outer, keep=name)
+            for axis in (axis for axis in axes if name in axis.groups):
+                ours, theirs = (
+                    unit_rows(side, axis, self._symmetry.chain(name), axes).reshape(math.prod(places), size, -1)
+                    for side in (fixed, moving)
+                )
+                total = total + ours @ theirs.transpose(1, 2)
+        return total
+
     def gain(self, group: str, similarity: Tensor, permutation: Mapping[str, Tensor], value: Tensor) -> float:
-        """Return by how much the objective rises if `group` is given the permutation `value`.
+        """Return by how much the objective rises if a plain group is given the permutation `value`.
 
         `similarity` is S of the group at `permutation`.
         """
         if group in self.neighbours[group]:
-            tensors = self._tensors_of[group]
-            return self._sum(tensors, {**permutation, group: value}) - self._sum(tensors, permutation)
+            return self.difference(permutation, {group: value})
         new = matched(similarity, value).sum()
         if group in permutation:
             return (new - matched(similarity, permutation[group]).sum()).item()
         return (new - similarity.sum(dtype=torch.float64) / len(similarity)).item()
+
+    def difference(self, permutation: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> float:
+        """Return by how much the objective rises from `permutation` if some groups are given new values."""
+        tensors = list(dict.fromkeys(tensor for name in changes for tensor in self._tensors_of[name]))
+        return self._sum(tensors, {**permutation, **changes}) - self._sum(tensors, permutation)
 
     def objective(self, permutation: Mapping[str, Tensor]) -> float:
         """Return <fixed, P moving>, computed anew."""
@@ -98,7 +147,7 @@ class WeightSimilarity:
     def _sum(self, tensors: Iterable[str], permutation: Mapping[str, Tensor]) -> float:
         total = 0.0
         for name in tensors:
-            fixed, moving = expected(*self._tensors[name], permutation)
+            fixed, moving, _ = expected(*self._tensors[name], permutation, self._symmetry.outer)
             total += (fixed * moving).sum(dtype=torch.float64).item()
         return total
 
@@ -150,12 +199,14 @@ class _Part:
             block.add(self.total, now)
 
 
-def _parts(group: Group, tensors: Mapping[str, _Pair], zero: Tensor) -> list[_Part]:
+def _parts(symmetry: Symmetry, name: str, tensors: Mapping[str, _Pair], zero: Tensor) -> list[_Part]:
     """The parts of a group; the first has no neighbours, and is `zero` (n, n) if all of its tensors have some."""
     parts = {frozenset[str](): _Part(frozenset(), zero)}
-    for axis in group.axes:
-        if axis.tensor in tensors:
-            fixed, moving, axes = tensors[axis.tensor]
-            for block in blocks(fixed, moving, axes, axis, group.name):
-                parts.setdefault(block.groups, _Part(block.groups, torch.zeros_like(zero))).blocks.append(block)
+    deeper = set(symmetry.inside(name))
+    for axis in symmetry.groups[name].axes:
+        if axis.tensor not in tensors or any(deeper & other.groups for other in tensors[axis.tensor].axes):
+            continue
+        fixed, moving, axes = tensors[axis.tensor]
+        for block in blocks(fixed, moving, axes, axis, symmetry.chain(name), symmetry.outer):
+            parts.setdefault(block.groups, _Part(block.groups, torch.zeros_like(zero))).blocks.append(block)
     return list(parts.values())
