@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lmc.errors import UserError
-from lmc.symmetry.structure import Site, Symmetry, unit_rows
+from lmc.symmetry.structure import Site, Symmetry, unit_views
 from lmc.symmetry.trace import Trace, trace
 
 Kind = Literal["post", "pre"]
@@ -75,7 +75,15 @@ class Probe:
 
 
 def _observe(value: Tensor, site: Site, chain: Sequence[str]) -> Tensor:
-    """One row for each unit of a group, from every dimension that it acts on."""
+    """One row for each unit of a group, from every dimension that it acts on.
+
+    Where other groups act on the value too, their units are averaged: they have no order that both networks share.
+    """
     acting = [axis for axis in site.axes if axis.groups]
-    rows = [unit_rows(value, axis, chain, acting) for axis in acting if chain[-1] in axis.groups]
+    rows = []
+    for axis in (axis for axis in acting if chain[-1] in axis.groups):
+        for view, others in unit_views(value, axis, chain, acting):
+            if others:
+                view = view.mean([other.dim for other in others])
+            rows.append(view.reshape(len(view), -1))
     return torch.cat(rows, dim=1)
