@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lmc"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "seeding", "state", "store", "results", "config", "dataset", "architecture"), 0),
+    **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config", "dataset", "architecture"), 0),
     **dict.fromkeys(("training", "symmetry"), 1),
     **dict.fromkeys(("curve", "statistics"), 2),
     **dict.fromkeys(("alignment",), 3),
@@ -19,7 +19,7 @@ FLOORS = {
     **dict.fromkeys(("app",), 7),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.
-VOCABULARY = {"errors", "seeding", "state", "config", "results"}
+VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results"}
 # The public face gathers from every floor; nothing below imports it.
 FACE = {"__init__", "library"}
 

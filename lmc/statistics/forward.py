@@ -9,6 +9,7 @@ from torch.backends import cudnn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from lmc.modes import in_mode
 from lmc.state import State
 
 
@@ -33,15 +34,8 @@ def evaluating(
     for module in training:
         for buffer, value in module.named_buffers(prefix=names[module], recurse=False):
             tensors[buffer] = tensors.get(buffer, value).clone()
-    flags = {module: module.training for module in names}
-    try:
-        for module in names:
-            module.training = module in training
-        with torch.no_grad(), _float32(next(iter(tensors.values())).device):
-            yield lambda inputs: functional_call(model, tensors, (inputs,), tie_weights=False)
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
+    with in_mode(model, training), torch.no_grad(), _float32(next(iter(tensors.values())).device):
+        yield lambda inputs: functional_call(model, tensors, (inputs,), tie_weights=False)
 
 
 def run(
