@@ -120,7 +120,7 @@ def origin(node: fx.Node) -> str:
     frames = [part.strip() for part in str(node.meta.get("stack_trace") or "").split("File ") if part.strip()]
     own = [frame for frame in frames if _TORCH not in frame] or frames
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
-    line = ": ".join(part.strip() for part in own[-1].splitlines()[:2]) if own else f"node {node.name}"
+    line = "File " + ": ".join(part.strip() for part in own[-1].splitlines()[:2]) if own else f"node {node.name}"
     return f"{modules[-1]}: {line}" if modules else line
 
 

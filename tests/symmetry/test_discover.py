@@ -141,7 +141,7 @@ class Unknown(nn.Module):
         self.one, self.two, self.three = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.three(torch.relu(self.two(torch.cumsum(self.one(x), dim=1))))
+        return self.three(torch.relu(self.two(torch.renorm(self.one(x), 2, 0, 1.0))))
 
 
 def test_an_operator_without_a_rule_fixes_what_it_touches_and_is_named(caplog: pytest.LogCaptureFixture):
@@ -150,8 +150,10 @@ def test_an_operator_without_a_rule_fixes_what_it_touches_and_is_named(caplog: p
         symmetry = discover(model, torch.zeros(2, 3))
     assert sizes(symmetry) == [5]
     (message,) = (record.getMessage() for record in caplog.records)
-    assert "aten.cumsum" in message
-    assert "torch.cumsum(self.one(x), dim=1)" in message
+    assert "aten.renorm" in message
+    assert "torch.renorm(self.one(x), 2, 0, 1.0)" in message
+    # The four units that the operator is given, and the four that it makes of them.
+    assert symmetry.fixed["no rule for renorm"] == 8
 
 
 class Tied(nn.Module):

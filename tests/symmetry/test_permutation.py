@@ -107,3 +107,38 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, draws: list[Permut
 def test_what_is_no_permutation_is_refused(symmetry: Symmetry, values: dict[str, torch.Tensor], message: str):
     with pytest.raises(ValueError, match=message):
         Permutation(symmetry, values)
+
+
+@pytest.fixture
+def blocks() -> nn.Module:
+    """Three groups of channels with 2 inside on the way in and 4 on the way out."""
+    with seeding.isolated(0, "blocks"):
+        return nn.Sequential(
+            nn.Conv1d(2, 6, 1), nn.Tanh(), nn.Conv1d(6, 12, 2, groups=3), nn.Tanh(), nn.Conv1d(12, 2, 1)
+        )
+
+
+def test_laws_of_a_wreath_product(blocks: nn.Module, tmp_path: Path):
+    symmetry = discover(blocks, torch.zeros(2, 2, 3))
+    assert sorted(symmetry.lattice(name) for name in symmetry.groups) == [(3,), (3, 2), (3, 4)]
+    generator, weights = seeding.generator(0, "wreath"), state.of_model(blocks)
+    p, q, r = (Permutation.random(symmetry, generator) for _ in range(3))
+    identity = Permutation.identity(symmetry)
+    assert equal(p.compose(q).apply(weights), p.apply(q.apply(weights)))
+    assert p.compose(q).compose(r) == p.compose(q.compose(r))
+    assert p.compose(p.inverse()) == identity == p.inverse().compose(p)
+    assert p.compose(identity) == p == identity.compose(p)
+    assert p.compose(q).inverse() == q.inverse().compose(p.inverse())
+    assert equal(p.inverse().apply(p.apply(weights)), weights)
+    p.save(tmp_path / "p.safetensors")
+    assert Permutation.load(tmp_path / "p.safetensors", symmetry) == p
+    # 3! orders of the groups, and in each of the three 2! and 4!.
+    assert 10**symmetry.log10_size == pytest.approx(6 * 2**3 * 24**3)
+
+
+def test_inner_permutations_have_one_row_for_each_outer_unit(blocks: nn.Module):
+    symmetry = discover(blocks, torch.zeros(2, 2, 3))
+    values = dict(Permutation.identity(symmetry))
+    inner = next(name for name in values if values[name].shape == (3, 4))
+    with pytest.raises(ValueError, match="not a permutation of 3 x 4 units"):
+        Permutation(symmetry, {**values, inner: torch.arange(4)})
