@@ -105,11 +105,11 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         model = _network(settings, dataset)
     built["endpoints"].check(states.of_model(model))
     example = torch.zeros(2, *dataset.input_shape)
-    symmetry = discover(model, example)
+    symmetry = discover(model.eval(), example)
     built["evaluation"].splits(dataset)  # more images asked for than there are?
     built["statistics"].bind(model, symmetry, (), dataset)
     proof = verify(model, symmetry, example)
-    units = sum(group.size for group in symmetry.groups.values())
+    units = sum(symmetry.units(name) for name in symmetry.groups)
     log.info(
         "symmetry: %d hidden units in %d group%s can be permuted; doing so changes the outputs by %.0e",
         units,
