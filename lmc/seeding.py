@@ -27,11 +27,16 @@ def generator(seed: int, *labels: str | int, device: str | torch.device = "cpu")
 
 
 @contextmanager
-def isolated(seed: int, *labels: str | int) -> Iterator[None]:
-    """Run a block whose draws from torch's global CPU generator depend on `seed` and `labels` alone.
+def isolated(seed: int, *labels: str | int, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Run a block whose draws from torch's global generators depend on `seed` and `labels` alone.
 
-    For code that cannot be handed a generator (the constructors of `torch.nn`). The global state is put back after.
+    For code that cannot be handed a generator (the constructors of `torch.nn`, dropout). The generators are that of
+    the CPU and, where `device` is a CUDA device, that one's. The global state is put back after.
     """
-    with torch.random.fork_rng(devices=[]):
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(derive(seed, *labels))
+        for each in devices:
+            with torch.cuda.device(each):
+                torch.cuda.manual_seed(derive(seed, *labels))
         yield

@@ -79,8 +79,16 @@ class Inspection:
         }
 
 
-def inspect(network: Network, *, build_seconds: float = 0.0, run: bool = True, seed: int = 0) -> Inspection:
-    """Discover the symmetry of `network`, and prove it by running unless `run` is false.
+def inspect(
+    network: Network,
+    *,
+    build_seconds: float = 0.0,
+    run: bool = True,
+    seed: int = 0,
+    draws: int = 2,
+    controls: int = 8,
+) -> Inspection:
+    """Discover the symmetry of `network`, and prove it by running (as `verify` does) unless `run` is false.
 
     Raises:
         UserError: the network cannot be traced, or the symmetry does not hold.
@@ -91,7 +99,7 @@ def inspect(network: Network, *, build_seconds: float = 0.0, run: bool = True, s
     proof = None
     if run:
         started = time.perf_counter()
-        proof = verify(network.model, symmetry, network.example, seed=seed)
+        proof = verify(network.model, symmetry, network.example, seed=seed, draws=draws, controls=controls)
         seconds["verify"] = time.perf_counter() - started
     return Inspection(network, symmetry, proof, seconds, peak_bytes())
 

@@ -17,7 +17,7 @@ from lmc.inspection.sources.request import Input, Request
 from lmc.symmetry.discover import discover
 from lmc.symmetry.example import Example
 
-INPUTS = 8
+INPUTS = 4
 """Random inputs that activation matching looks at."""
 
 
@@ -57,7 +57,7 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     started = time.perf_counter()
     network = build(Request(task.spec, task.settings, task.input, task.seed))
     seconds = time.perf_counter() - started
-    found = inspect(network, build_seconds=seconds, run=task.verify, seed=task.seed)
+    found = inspect(network, build_seconds=seconds, run=task.verify, seed=task.seed, draws=1, controls=4)
     row: dict[str, Any] = {
         "parameters": network.parameters,
         "groups": len(found.symmetry.groups),

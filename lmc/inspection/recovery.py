@@ -130,6 +130,8 @@ def twin_share(planted: Planted, inputs: Example) -> float | None:
         prints[name].append(_fingerprint(rows))
     twins = 0
     for name, found in prints.items():
+        if not found:  # blocks that are told apart by what is inside them
+            continue
         size = symmetry.groups[name].size
         place = torch.arange(symmetry.units(name)) // size  # units in different blocks are no twins
         together = torch.column_stack([place.double(), *found])

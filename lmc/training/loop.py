@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from lmc.dataset.images import Dataset, Images
 from lmc.errors import UserError
-from lmc.seeding import generator
+from lmc.seeding import generator, isolated
 from lmc.training import checkpoint
 from lmc.training.checkpoint import Record
 from lmc.training.mounted import Mounted
@@ -116,7 +116,14 @@ class _Run:
         return cls(network, trainable, optimizer, dataset, training, seed, device, bfloat16, channels_last)
 
     def epoch(self, epoch: int) -> Record:
-        """Train one epoch (counted from 0) and return its record."""
+        """Train one epoch (counted from 0) and return its record.
+
+        Layers that are random themselves (dropout) draw from torch's global generator, which is the epoch's own here.
+        """
+        with isolated(self.seed, "layers", epoch, device=self.device):
+            return self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> Record:
         began = time.perf_counter()
         batches = self._order(epoch)
         augment = generator(self.seed, "augment", epoch)

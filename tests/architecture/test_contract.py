@@ -9,7 +9,9 @@ from torch import nn
 from lmc import seeding
 from lmc.state import of_model
 
-OPTIONS = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "conf" / "architecture").glob("*.yaml"))
+CONF = Path(__file__).resolve().parents[2] / "conf" / "architecture"
+# Our own; those of other libraries, which have no norm and width to choose, are tested in test_adapted.py.
+OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if "\nnorm:" in path.read_text(encoding="utf-8"))
 NORMS = ("batch", "layer", "none")
 NARROW = {"mlp": {"width": 16}}
 # What torch.export may leave of a network: the operators that the discovery of symmetries has to know.
