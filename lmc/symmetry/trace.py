@@ -4,6 +4,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
     example = _placed(model, example, name)
     _announce_evaluation(model, name)
     args, kwargs = arguments(example)
-    with in_mode(model), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch.export about itself; nothing that a user could act on
+    with in_mode(model), _quiet(), torch.no_grad():
         try:
             program = torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
@@ -113,6 +113,23 @@ def trace(model: nn.Module, example: Example) -> Trace:
             )
     _check_certain(program.graph_module, name)
     return Trace(program.graph_module, found, constants, tuple(inputs))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch.export says about itself: nothing that a user could act on, and errors are raised too."""
+    levels = {
+        name: logging.getLogger(name).level for name in ("torch._subclasses.fake_tensor", "torch.fx", "torch.export")
+    }
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def origin(node: fx.Node) -> str:
@@ -178,9 +195,9 @@ def _refusal(model: nn.Module, name: str, example: Example, error: Exception) ->
     try:
         model(*args, **kwargs)
     except Exception as refused:
-        return UserError(f"{name} does not accept {described(example)}: {_first_line(refused)} ({_line_of(refused)})")
+        return UserError(f"{name} does not accept {described(example)}: {_first_line(refused)}{_line_of(refused)}")
     return UserError(
-        f"{name} cannot be traced by torch.export: {_first_line(error)} ({_line_of(error)}); "
+        f"{name} cannot be traced by torch.export: {_first_line(error)}{_line_of(error)}; "
         "remove control flow that depends on the values of tensors"
     )
 
@@ -191,16 +208,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _line_of(error: BaseException | None) -> str:
-    """The innermost line of the user's own code in the history of an error."""
+    """The innermost line of the user's own code in the history of an error, in brackets; nothing if there is none."""
     ours = str(Path(__file__).parent)
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if not frame.filename.startswith((_TORCH, ours, "<"))]
         own = [frame for frame in own if f"{Path('torch')}/" not in frame.filename]
         if own:
-            return f"File {own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}"
+            return f" (File {own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}: {own[-1].line})"
         error = error.__cause__ or error.__context__
-    return "no line of the model is named"
+    return ""
 
 
 def _check_certain(module: fx.GraphModule, name: str) -> None:
