@@ -56,7 +56,11 @@ def with_parameter(parameter: nn.Parameter) -> Callable[[], nn.Module]:
     ("make", "example", "message"),
     [
         (Branching, torch.zeros(2, 4), r"Branching cannot be traced .*test_trace.py, line \d+, in forward.*x.sum\(\)"),
-        (lambda: nn.Linear(3, 2), torch.zeros(2, 4), r"Linear does not accept an input of shape \(2, 4\): .*mat1 and mat2"),
+        (
+            lambda: nn.Linear(3, 2),
+            torch.zeros(2, 4),
+            r"Linear does not accept an input of shape \(2, 4\): .*mat1 and mat2",
+        ),
         (lambda: nn.Linear(4, 2), (torch.zeros(2, 4),) * 2, r"does not accept inputs of shapes \(2, 4\), \(2, 4\)"),
         (lambda: nn.Linear(4, 2), {"y": torch.zeros(2, 4)}, "does not accept .*unexpected keyword argument 'y'"),
         (lambda: nn.Linear(4, 2), (torch.zeros(2, 4), 3), "holds a int where a tensor is expected"),

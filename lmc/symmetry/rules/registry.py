@@ -231,5 +231,6 @@ def _places(value: Labels) -> dict[tuple[Block, Block, int], int | None]:
                         place = None if away else dim
                     elif len(away) == 1 and all(outer in i | w for i, w in segments[away[0]]):
                         place = away[0]
-                    found[block, outer, dim] = place
+                    if found.setdefault((block, outer, dim), place) != place:  # another one in another segment
+                        found[block, outer, dim] = None
     return found

@@ -103,13 +103,16 @@ def _expand(values: Values, node: fx.Node) -> Labels:
     found: list[Label] = []
     for dim, n in enumerate(shape):
         kept = dim >= offset and labels.size(x[dim - offset]) == n
-        found.append(x[dim - offset] if kept else labels.free(n, _blocks(found)))
+        found.append(labels.product([x[dim - offset]]) if kept else labels.free(n, _blocks(found)))
     return tuple(found)
 
 
 def _blocks(value: Sequence[Label]) -> list[Block]:
-    """The blocks in front of a dimension that is repeated: it may have an order of its own for each of their units."""
-    return list(dict.fromkeys(block for label in value for block in labels.blocks_of(label)))
+    """The blocks in front of a dimension that is repeated: it may have an order of its own for each of their units.
+
+    Every label is a single product, so that a concatenation is a block too: the sum by whose parts to go.
+    """
+    return list(dict.fromkeys(block for ((*factors,),) in value for block in factors))
 
 
 @rule(*overloads("repeat", "tile"))
@@ -117,7 +120,7 @@ def _repeat(values: Values, node: fx.Node) -> Labels:
     """Copies of the whole dimension, one behind the other; the copies can take each other's places."""
     x, times = values[node.args[0]], [int(n) for n in argument(node, "repeats", argument(node, "dims"))]
     times = [1] * (len(x) - len(times)) + times
-    x = (*(labels.fixed(1, labels.SINGLE) for _ in range(len(times) - len(x))), *x)
+    x = (*(labels.fixed(1, labels.SINGLE) for _ in range(len(times) - len(x))), *(labels.product([y]) for y in x))
     return tuple(
         labels.product([labels.free(n, _blocks(x[:dim])), label])
         for dim, (n, label) in enumerate(zip(times, x, strict=True))
@@ -131,6 +134,7 @@ def _repeat_interleave(values: Values, node: fx.Node) -> Labels:
     if dim is None:
         raise Unproved("repeat_interleave of a flattened tensor")
     place, times = int(dim) % len(x), int(argument(node, "repeats"))
+    x = tuple(labels.product([label]) for label in x)
     copies = labels.free(times, _blocks(x[: place + 1]))
     return tuple(labels.product([label, copies]) if d == place else label for d, label in enumerate(x))
 
@@ -140,6 +144,7 @@ def _pad(values: Values, node: fx.Node) -> Labels:
     """Constants before and behind a dimension are all the same; other padding depends on the order."""
     x, widths = values[node.args[0]], [int(n) for n in argument(node, "pad", argument(node, "padding"))]
     constant = "constant" in str(node.target) or argument(node, "mode") == "constant"
+    x = tuple(labels.product([label]) for label in x)
     found = list(x)
     for place in range(len(widths) // 2):
         dim, before, behind = len(x) - 1 - place, widths[2 * place], widths[2 * place + 1]
