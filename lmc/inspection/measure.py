@@ -73,8 +73,8 @@ def measure(task: Task) -> Iterator[dict[str, Any]]:
     yield {**row, "peak_memory_bytes": peak_bytes()}
     if not task.matching or not found.symmetry.groups:
         return
-    planted = Planted.draw(network.model, found.symmetry, task.seed)
     inputs = inputs_like(network.example, INPUTS, task.seed)
+    planted = Planted.draw(network.model, found.symmetry, inputs, task.seed)
     row["recovered"] = {"activations": asdict(by_activations(planted, inputs, task.seed))}
     row["twins"] = twin_share(planted, inputs)
     yield {**row, "peak_memory_bytes": peak_bytes()}

@@ -16,6 +16,7 @@ from lmc.symmetry.activations import Probe
 from lmc.symmetry.example import Example
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
+from lmc.symmetry.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Planted:
     answer: Permutation
 
     @classmethod
-    def draw(cls, model: nn.Module, symmetry: Symmetry, seed: int = 0) -> "Planted":
-        """Plant a uniformly random element in the network with noise on its weights.
+    def draw(cls, model: nn.Module, symmetry: Symmetry, inputs: Example, seed: int = 0) -> "Planted":
+        """Plant a uniformly random element in the network with noise on its weights and statistics of `inputs`.
 
-        The noise makes the units of a fresh network differ: its biases are zero and its scales one.
+        Raises:
+            UserError: the outputs of the network on the inputs are zero or not finite.
         """
         generator = seeding.generator(seed, "inspection", "planted")
-        fixed = _distinct(model, symmetry, generator)
+        drawn = Trial.draw(model, symmetry, inputs, generator).state
+        fixed = {name: drawn[name].to(tensor.dtype) for name, tensor in model.state_dict().items()}
         planted = Permutation.random(symmetry, generator)
         return cls(model, symmetry, fixed, planted.apply(fixed), planted.inverse())
 
@@ -83,30 +86,6 @@ def _recover(method: Alignment, planted: Planted, inputs: Tensor | None, seed: i
     except UserError as error:
         return Recovery(None, time.perf_counter() - started, str(error))
     return Recovery(planted.recovered(found), time.perf_counter() - started)
-
-
-def _distinct(model: nn.Module, symmetry: Symmetry, generator: torch.Generator) -> State:
-    """The network with noise of a quarter of each parameter's size, and some where a parameter is zero or one."""
-    found: State = {}
-    done: dict[int, Tensor] = {}  # tied tensors stay tied
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in done:
-            done[id(tensor)] = _noisy(tensor.detach(), name in symmetry.parameters, generator)
-        found[name] = done[id(tensor)]
-    return found
-
-
-def _noisy(tensor: Tensor, is_parameter: bool, generator: torch.Generator) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.clone()
-    noise: Tensor = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-    if not is_parameter:  # statistics: variances stay positive
-        scale: Tensor = 1 + 0.2 * noise.tanh()
-        return tensor * scale
-    inputs = tensor.numel() // tensor.shape[0] if tensor.ndim else 1
-    size = float(tensor.square().mean().sqrt()) + 0.1 / max(1, inputs) ** 0.5
-    noisy: Tensor = tensor + 0.25 * size * noise
-    return noisy
 
 
 def twin_share(planted: Planted, inputs: Example) -> float | None:

@@ -261,6 +261,17 @@ def blocks_of(label: Label) -> frozenset[Block]:
     return frozenset[Block]().union(*(_deep(segment) | where.keys() for segment, where in expand(label)))
 
 
+def leaves_of(label: Label) -> frozenset[Block]:
+    """Return every leaf in `label`: where a block goes by cases, those of all cases."""
+    found: set[Block] = set()
+    for block in blocks_of(label):
+        if block.cases is not None:
+            found |= leaves_of((block.cases[1],))
+        elif block.parts is None:
+            found.add(block)
+    return frozenset(found)
+
+
 def _deep(segment: Segment) -> frozenset[Block]:
     found: set[Block] = set()
     for block in segment:

@@ -1,7 +1,7 @@
 """The permutation symmetry of a network, found by tracing it: no specification is written by hand."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx, nn
@@ -41,8 +41,10 @@ def discover(model: nn.Module, example: Example) -> Symmetry:
     """
     traced = trace(model, example)
     parameters = _parameters(traced)
-    before, values, unruled = None, Values(), dict[str, str]()
-    while before != (before := _signature(parameters)) or not values:
+    buffers = {name for name, _ in model.named_buffers()}
+    before: list[object] | None = None
+    values, unruled = Values(), dict[str, str]()
+    while before != (before := _signature(parameters)) or _fix_given(traced, values, buffers):
         values = _label_values(traced, parameters, unruled)
         _make_expressible(parameters)
     for what, where in unruled.items():
@@ -140,6 +142,26 @@ def _label_region(node: fx.Node, region: fx.GraphModule, values: Values, unruled
 
 def _no_rule(values: Values, node: fx.Node) -> Labels:
     raise Unproved(str(node.target))
+
+
+def _fix_given(traced: Trace, values: Values, buffers: Collection[str]) -> bool:
+    """Fix what moves in a buffer but is in nothing that the network computes; return whether there was any.
+
+    A table of coordinates that the network comes with, for example, is no unit of it: networks that differ in such a
+    constant have no point in common that both were trained to.
+    """
+    given, made = set[Block](), set[Block]()
+    sources: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in values:
+        ancestors = frozenset[fx.Node]().union(*(sources.get(used, ()) for used in node.all_input_nodes))
+        sources[node] = frozenset({node}) if node.op == "placeholder" else ancestors
+        if node.op != "placeholder" and (len(ancestors) > 1 or node.graph is not traced.module.graph):
+            made |= {leaf for label in values.all_of(node) for leaf in labels.leaves_of(label)}
+        elif traced.tensors.get(node.name) in buffers:
+            given |= {block for label in values[node] for block in movable(label)}
+    for block in given - made:
+        block.fix("order of a constant of the network")
+    return bool(given - made)
 
 
 def _make_expressible(parameters: Mapping[str, Labels]) -> None:

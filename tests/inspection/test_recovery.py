@@ -13,7 +13,8 @@ def mlp() -> nn.Sequential:
 
 
 def planted(model: nn.Module) -> Planted:
-    return Planted.draw(model, discover(model, torch.zeros(2, 5)), seed=1)
+    inputs = torch.randn(2, 5, generator=seeding.generator(0, "inputs"))
+    return Planted.draw(model, discover(model, inputs), inputs, seed=1)
 
 
 def test_the_answer_brings_the_copy_back_and_the_model_is_untouched():

@@ -268,6 +268,20 @@ def auxiliary_head() -> nn.Module:
     return Net()
 
 
+def table_of_coordinates() -> nn.Module:
+    """Swin v2's: a small network turns coordinates, which are given, into what each position adds to the stream."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.enter(x) + m.waves + m.place(torch.relu(m.inside(m.coordinates)))
+        return m.leave(torch.tanh(x).mean(1))
+
+    layers = {"enter": nn.Linear(3, 5), "inside": nn.Linear(2, 6), "place": nn.Linear(6, 5), "leave": nn.Linear(5, 2)}
+    net = Run(run, **layers)
+    net.register_buffer("coordinates", torch.randn(4, 2))
+    net.register_buffer("waves", torch.randn(4, 5))
+    return net
+
+
 def shared_module() -> nn.Module:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         return m.leave(torch.relu(m.same(torch.relu(m.same(m.enter(x))))))
@@ -353,6 +367,10 @@ CASES = {
         heads_by_einsum, (4, 4), [plain(3), (5, (3,))], [{("enter", 0), ("leave", 0)}, {("enter", 2), ("leave", 1)}]
     ),
     "auxiliary head and dropout": Case(auxiliary_head, (3,), [plain(4), plain(5)], [{("side.weight", 1)}]),
+    # Neither the positions nor the two coordinates can change places, but waves moves with the stream it is added to.
+    "table of coordinates": Case(
+        table_of_coordinates, (4, 3), [plain(5), plain(6)], [{("waves", 1), ("enter.weight", 0), ("leave.weight", 1)}]
+    ),
     "shared module": Case(shared_module, (3,), [plain(5)], [{("same.weight", 0), ("same.weight", 1)}]),
 }
 

@@ -1,6 +1,6 @@
 """What rules are made of: the labels of a graph's values, the registry, and the one way to combine labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,9 @@ class Values:
         if isinstance(value, list):
             raise Unproved(f"{node} as a whole, which is several tensors")
         return value
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        return iter(self._labels)
 
     def alias(self, node: fx.Node, other: fx.Node) -> None:
         """Let `node` have the labels of `other`."""
