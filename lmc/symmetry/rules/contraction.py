@@ -22,7 +22,7 @@ CONTRACTIONS = frozenset(
         *(aten.linear.default, aten.addmm.default, aten.matmul.default, aten.mm.default, aten.einsum.default),
         *(getattr(getattr(aten, f"conv{d}d"), overload) for d in "123" for overload in ("default", "padding")),
         *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
-        *(aten.bmm.default, aten.scaled_dot_product_attention.default, aten.embedding.default),
+        *(aten.bmm.default, aten.bilinear.default, aten.scaled_dot_product_attention.default, aten.embedding.default),
     }
 )
 """Operators at whose output units can be observed that pass through no nonlinearity."""
@@ -32,6 +32,12 @@ CONTRACTIONS = frozenset(
 def _linear(values: Values, node: fx.Node) -> Labels:
     x, weight, bias = (values[argument(node, name)] for name in ("input", "weight", "bias"))
     return join("...i,oi,o->...o", x, weight, bias)
+
+
+@rule(aten.bilinear.default)
+def _bilinear(values: Values, node: fx.Node) -> Labels:
+    one, two, weight, bias = (values[argument(node, name)] for name in ("input1", "input2", "weight", "bias"))
+    return join("...i,...j,oij,o->...o", one, two, weight, bias)
 
 
 @rule(aten.outer.default)
@@ -80,9 +86,13 @@ def _transposed_convolution(values: Values, node: fx.Node) -> Labels:
     """Input (N, C, *space), weight (C, O / groups, *kernel)."""
     x, weight, bias = (values[argument(node, name)] for name in ("input", "weight", "bias"))
     groups = int(argument(node, "groups"))
-    if groups > 1:
-        raise Unproved("a transposed convolution in groups")
-    out = join("nc,co,o->no", x[-len(weight) :][:2], weight[:2], bias)[1]
+    if groups == 1:
+        out = join("nc,co,o->no", x[:2], weight[:2], bias)[1]
+    else:
+        parts = [groups, labels.size(x[1]) // groups]
+        from_group = (*labels.split(weight[0], parts), weight[1])
+        out = labels.product(join("gc,gco->go", tuple(labels.split(x[1], parts)), from_group))
+        join("o,o->o", (out,), bias)
     return _with_space(node, x, weight, out)
 
 

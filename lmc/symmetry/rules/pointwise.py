@@ -26,11 +26,11 @@ NONLINEARITIES = (
 
 _OF_ONE = (
     *("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as", "positive"),
-    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"),
+    *("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     *("neg", "exp", "expm1", "exp2", "log", "log2", "log10", "log1p", "abs", "sign", "sqrt", "rsqrt", "square"),
     *("reciprocal", "sin", "cos", "tan", "sinh", "cosh", "erf", "erfc", "erfinv", "floor", "ceil", "round", "trunc"),
     *("frac", "logical_not", "bitwise_not", "isnan", "isinf", "isfinite", "nan_to_num", "sinc", "logit", "fill"),
-    *("softmax", "_softmax", "log_softmax", "_log_softmax", "zero", "_conj", "resolve_conj", "resolve_neg"),
+    *("softmax", "_softmax", "log_softmax", "_log_softmax", "zero"),
 )
 
 _OF_SEVERAL = (
@@ -59,6 +59,12 @@ def _several(values: Values, node: fx.Node) -> Labels:
     found = join(",".join(["..."] * len(operands)) + "->...", *operands)
     # An operand may be repeated (size one) in all of them, or have no dimensions at all.
     return (*still(node, shape_of(node)[: len(shape_of(node)) - len(found)]), *found)
+
+
+@rule(aten._weight_norm.default)
+def _weight_norm(values: Values, node: fx.Node) -> Labels:
+    """A direction, and a length for each position of one dimension; the norm over the others knows no order."""
+    return join("...,...->...", values[argument(node, "v")], values[argument(node, "g")])
 
 
 @rule(*overloads("prelu"))

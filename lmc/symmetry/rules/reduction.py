@@ -9,6 +9,7 @@ from lmc.symmetry.rules.registry import (
     aten,
     dimensions,
     keep,
+    operator_name,
     overloads,
     rule,
     shape_of,
@@ -17,7 +18,7 @@ from lmc.symmetry.rules.registry import (
 
 _REDUCTIONS = (
     *("mean", "sum", "nansum", "amax", "amin", "prod", "logsumexp", "std", "var", "any", "all"),
-    *("linalg_vector_norm", "norm", "count_nonzero", "max", "min"),
+    *("linalg_vector_norm", "norm", "count_nonzero", "max", "min", "var_mean", "std_mean"),
 )
 _POOLS = [
     *(getattr(aten, f"{kind}_pool{d}d").default for kind in ("max", "avg", "adaptive_avg") for d in "123"),
@@ -33,7 +34,7 @@ def _is_reduction(operator: object) -> bool:
 
 @rule(*(op for op in overloads(*_REDUCTIONS) if _is_reduction(op)))
 def _reduce(values: Values, node: fx.Node) -> Labels | list[Labels]:
-    """Sum, mean and extrema over dimensions do not depend on the order in them; where the extremum lies does."""
+    """Sum, mean and extrema over dimensions do not depend on the order in them."""
     x = values[node.args[0]]
     named = any(entry.name == "dim" for entry in node.target._schema.arguments)  # type: ignore[union-attr]
     gone = dimensions(node, "dim", len(x)) if named else list(range(len(x)))
@@ -42,7 +43,8 @@ def _reduce(values: Values, node: fx.Node) -> Labels | list[Labels]:
     else:
         found = tuple(label for dim, label in enumerate(x) if dim not in gone)
     if isinstance(node.meta["val"], (tuple, list)):
-        keep(node, *(x[dim] for dim in gone))
+        if operator_name(node) in ("max", "min"):  # they say where the extremum lies
+            keep(node, *(x[dim] for dim in gone))
         return [found] * len(node.meta["val"])
     return found
 
