@@ -97,6 +97,25 @@ def test_an_own_alignment_method_is_one_module_and_one_file(folder: Path, monkey
     assert "Barrier" in done.stdout
 
 
+WITHOUT_THE_RULE = """
+try:
+    test_distances()
+except AssertionError:
+    pass
+else:
+    raise SystemExit("the test passes without the rule")
+"""
+
+
+def test_an_own_symmetry_rule_is_one_function_and_one_test():
+    text = (
+        "import torch\n" + block("test of the own rule") + WITHOUT_THE_RULE + block("own rule") + "\ntest_distances()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "no symmetry rule for aten.cdist.default" in done.stderr
+
+
 def test_every_option_is_listed():
     listed = set(re.findall(r"`(\w+)`", README.split("| group | options |")[1].split("\n\n")[0]))
     present = {path.stem for path in (ROOT / "conf").glob("*/*.yaml")}

@@ -24,7 +24,7 @@ _EPILOG = """\
 NETWORK is one of
   torchvision:resnet50     a builder of torchvision
   timm:convnext_atto       a network of timm
-  transformers:bert        a model type of transformers, or the path of a config.json
+  transformers:bert        a model type of transformers, a class (BertForMaskedLM), or the path of a config.json
   package.module:callable  a module, its class, or a function that makes it; the current folder is importable
   resnet20                 an architecture of lmc (conf/architecture)
 always with random weights; NAME=VALUE are arguments of the builder (num_hidden_layers=2 width=2).

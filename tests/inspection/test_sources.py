@@ -53,6 +53,18 @@ def test_transformers_take_their_inputs_by_name_within_the_vocabulary(tmp_path: 
     assert sum("attention" in name for name in vision.model.state_dict()) < 20
 
 
+def test_transformers_have_a_head_where_one_is_asked_for(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 12}
+    named = build(Request("transformers:BertForSequenceClassification", {**small, "num_labels": 3}))
+    assert isinstance(named.model, transformers.BertForSequenceClassification)
+    assert named.model.classifier.weight.shape == (3, 8)
+    written = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "vocab_size": 20, **small}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert isinstance(build(Request(f"transformers:{tmp_path}")).model, transformers.BertForMaskedLM)
+    assert type(build(Request("transformers:bert", small)).model) is transformers.BertModel
+
+
 def test_own_networks_come_from_the_current_folder(folder: Path):
     given = Input.parse("1,4")
     assert build(Request("mine:ready", {}, given)).parameters == 4 * 6 + 6 + 6 * 2 + 2

@@ -19,8 +19,9 @@ _SECOND = 16_000
 def build(request: Request) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return the network and its inputs by name.
 
-    The name is a model type ("bert", "gpt2", "vit", "llama"), or a config.json or its folder; the settings are those
-    of the configuration (num_hidden_layers=2).
+    The name is a model type ("bert", "gpt2", "vit", "llama"), which stands for the bare network whose output is its
+    last hidden state; a class with a head ("LlamaForCausalLM"); or a config.json or its folder, which may name one. The
+    settings are those of the configuration (num_hidden_layers=2).
 
     Raises:
         UserError: transformers is not installed, there is no such type, or the configuration cannot be used.
@@ -37,25 +38,39 @@ def build(request: Request) -> tuple[nn.Module, dict[str, Tensor]]:
     if getattr(chosen, "use_cache", False):
         chosen.use_cache = False  # a cache of past tokens is no output of the network
     plain = Request(request.spec, {}, request.input, request.seed, request.meta)
-    model = plain.make(transformers.AutoModel.from_config, chosen)
+    named = request.name
+    if Path(named).exists():
+        named = next(iter(getattr(chosen, "architectures", None) or ()), "")
+    model = plain.make(_with_head(named) or transformers.AutoModel.from_config, chosen)
     return model, _inputs(request, model, chosen)
+
+
+def _with_head(name: str) -> Any:
+    """The class of this name that makes a network from a configuration; None if there is none."""
+    import transformers
+
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    is_network = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_network and getattr(found, "config_class", None) is not None else None
 
 
 def _configuration(request: Request) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    path = Path(request.name)
+    path, network = Path(request.name), _with_head(request.name)
     try:
         if path.exists():
             default = AutoConfig.from_pretrained(str(path), local_files_only=True)
         elif request.name in CONFIG_MAPPING:
             default = AutoConfig.for_model(request.name)
+        elif network is not None:
+            default = network.config_class()
         else:
             raise UserError(
                 f"transformers has no model type {request.name!r} and there is no such file; "
-                f"{config.nearest(request.name, CONFIG_MAPPING.keys())}write bert, gpt2, vit, llama, ... or the path "
-                "of a config.json"
+                f"{config.nearest(request.name, CONFIG_MAPPING.keys())}write bert, gpt2, vit, llama, ..., a class "
+                "(LlamaForCausalLM), or the path of a config.json"
             )
         known = {**default.to_dict(), **dict.fromkeys(default.attribute_map)}
         for name in request.settings:
@@ -64,7 +79,7 @@ def _configuration(request: Request) -> Any:
                 raise UserError(f"{name} is no setting of {type(default).__name__}; {near}its to_dict() lists all")
         if path.exists():
             return AutoConfig.from_pretrained(str(path), local_files_only=True, **request.settings)
-        return AutoConfig.for_model(request.name, **request.settings)
+        return type(default)(**request.settings)
     except UserError:
         raise
     except Exception as error:

@@ -7,7 +7,33 @@ permuting the inputs must permute the output accordingly. Most rules are one lin
 """
 
 from lmc.symmetry.rules import contraction, creation, normalisation, pointwise, recurrent, reduction, selection, shape
-from lmc.symmetry.rules.registry import RULES, Labels, Unproved, Values, overloads, rule, shape_of, unknown
+from lmc.symmetry.rules.registry import (
+    RULES,
+    Labels,
+    Unproved,
+    Values,
+    argument,
+    join,
+    keep,
+    overloads,
+    rule,
+    shape_of,
+    still,
+    unknown,
+)
 
-__all__ = ["RULES", "Labels", "Unproved", "Values", "overloads", "rule", "shape_of", "unknown"]
+__all__ = [
+    "RULES",
+    "Labels",
+    "Unproved",
+    "Values",
+    "argument",
+    "join",
+    "keep",
+    "overloads",
+    "rule",
+    "shape_of",
+    "still",
+    "unknown",
+]
 _MODULES = (contraction, creation, normalisation, pointwise, recurrent, reduction, selection, shape)
