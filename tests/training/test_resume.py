@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
-from lmc.state import State, of_model
+from lmc.seeding import isolated
+from lmc.state import State, of_model, save
 from lmc.training.adam import Adam
 from lmc.training.checkpoint import CHECKPOINT_FILE
 from lmc.training.loop import HISTORY_FILE, fit
@@ -73,6 +75,21 @@ def test_interrupted_runs_end_with_the_same_bytes(
     assert [path.name for path in (tmp_path / "broken").iterdir()] == [HISTORY_FILE]
 
 
+def test_dropout_is_drawn_again_as_it_was(dataset: Dataset, sgd: Settings, tmp_path: Path) -> None:
+    with isolated(0, "dropout"):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    training = sgd(epochs=4)
+    with pytest.raises(Stop):
+        _fit(model, dataset, training, tmp_path / "broken", stop_after=2)
+    torch.rand(7)  # what the process has drawn in between does not matter
+    found, seen = _fit(model, dataset, training, tmp_path / "broken")
+    expected, unbroken = _fit(model, dataset, training, tmp_path / "whole")
+    assert _bytes(found) == _bytes(expected)
+    assert _without_time(seen) == _without_time(unbroken)
+    model[3].p = 0.0
+    assert _bytes(_fit(model, dataset, training, tmp_path / "without")[0]) != _bytes(expected)
+
+
 def test_rarer_checkpoints_repeat_epochs_but_not_records(
     mlp: nn.Module, dataset: Dataset, sgd: Settings, tmp_path: Path
 ) -> None:
@@ -110,11 +127,6 @@ fit(model, trainable, dataset, Adam(schedule=Cosine(), epochs=60, batch_size=20)
 
 
 def test_a_run_killed_with_sigkill_continues_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
-    import torch
-
-    from lmc.seeding import isolated
-    from lmc.state import save
-
     with isolated(0, "killed"):
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     state = of_model(model)
