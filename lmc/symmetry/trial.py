@@ -18,6 +18,9 @@ from lmc.state import State
 from lmc.symmetry.example import Example, arguments, mapped
 from lmc.symmetry.structure import Symmetry
 
+_DRAWS = 5
+"""Networks that are tried: one with few outputs behind a rectifier may happen to be silent."""
+
 _LEAST_VARIANCE = 1e-2
 """Of a normalised activation of the random network: a silent one is not blown up."""
 
@@ -51,20 +54,21 @@ class Trial:
             name = type(model).__name__
             raise UserError(f"{name} is on the meta device and has no weights to run; give it real ones")
         inputs = mapped(lambda value: value.double() if value.is_floating_point() else value, inputs)
-        state = _perturbed(model, symmetry, generator)
-        with _statistics_from_inputs(model):
-            _outputs(model, state, inputs)
-        for name, tensor in state.items():
-            if name.rpartition(".")[2] in ("running_mean", "running_var"):
-                noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
-                tensor.mul_(0.75 + 0.5 * noise)
-        outputs = _outputs(model, state, inputs)
-        if not outputs.isfinite().all() or not outputs.any():
-            raise UserError(
-                f"{type(model).__name__}: the outputs of the network with random weights are zero or not finite, so "
-                "that nothing can be proved on them"
-            )
-        return cls(model, state, inputs, outputs)
+        for _ in range(_DRAWS):
+            state = _perturbed(model, symmetry, generator)
+            with _statistics_from_inputs(model):
+                _outputs(model, state, inputs)
+            for name, tensor in state.items():
+                if name.rpartition(".")[2] in ("running_mean", "running_var"):
+                    noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+                    tensor.mul_(0.75 + 0.5 * noise)
+            outputs = _outputs(model, state, inputs)
+            if outputs.isfinite().all() and outputs.any():
+                return cls(model, state, inputs, outputs)
+        raise UserError(
+            f"{type(model).__name__}: the outputs of the network with random weights are zero or not finite, so "
+            "that nothing can be proved on them"
+        )
 
     def change(self, moved: State) -> float:
         """The largest change of the outputs, relative to the largest output."""
