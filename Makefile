@@ -13,7 +13,7 @@ run: $(READY)
 	$(BIN)/lmc $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
 """Many networks measured, one process for each, into a table that can be continued."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +138,7 @@ class Survey:
     def _start(self, task: Task) -> _Worker:
         context = multiprocessing.get_context("forkserver")  # its children start in no time: torch is imported once
         context.set_forkserver_preload(["lmc.inspection.measure", "torch.export", *self._packages])
-        ours, theirs = context.Pipe(duplex=False)
+        ours, theirs = context.Pipe()
         threads = max(1, (os.cpu_count() or 1) // self._jobs)
         process = context.Process(target=_work, args=(task, theirs, threads), daemon=True)
         process.start()
@@ -206,6 +208,13 @@ def _end(status: int | None) -> str:
     return f"the process ended with status {status}"
 
 
+def _end_with(pipe: Connection) -> None:
+    """End this process when the one at the other end of the pipe is gone, however it went."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv()  # nothing is ever sent this way
+    os._exit(1)
+
+
 def _work(task: Task, pipe: Connection, threads: int) -> None:
     """Measure in a process of its own; every failure but a crash becomes a row."""
     import torch
@@ -213,6 +222,7 @@ def _work(task: Task, pipe: Connection, threads: int) -> None:
     os.dup2(sys.stderr.fileno(), 1)  # what a network prints is no result
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     row: Row = {}
     try:
         for row in measure(task):

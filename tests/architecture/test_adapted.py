@@ -96,7 +96,7 @@ def test_what_cannot_be_built_is_one_line(make, settings: dict, message: str):
 @pytest.mark.parametrize(
     "architecture",
     [
-        ["architecture=torchvision", "architecture.name=shufflenet_v2_x0_5"],
+        ["architecture=torchvision", "architecture.name=shufflenet_v2_x0_5", "alignment.restarts=1"],
         [
             "architecture=timm",
             "architecture.name=vit_tiny_patch16_224",

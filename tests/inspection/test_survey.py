@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,33 @@ def test_a_survey_survives_a_crash_and_goes_on_where_it_stopped(folder: Path):
     again = Survey(folder / "table.md", task).run("mine:Net,crash,known")  # nothing is left to do
     assert len(again) == 4
     assert list(table(folder)) == ["mine:Net", "mine:crash", "mine:known", "mine:crash_when_matched"]
+
+
+SLOW = """
+import os, pathlib, time
+
+def slow():
+    pathlib.Path("started").write_text(str(os.getpid()))
+    time.sleep(100)
+"""
+
+
+def test_no_process_is_left_behind_by_a_survey_that_is_killed(folder: Path):
+    (folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    command = [sys.executable, "-m", "lmc.inspection.command", "--survey", "slow:slow", "--out", "table.md"]
+    with subprocess.Popen([*command, "--input", "2,4"], cwd=folder, stderr=subprocess.DEVNULL) as survey:
+        started = folder / "started"
+        _wait_for(lambda: started.exists() and started.read_text() != "")
+        survey.kill()
+    status = Path("/proc") / started.read_text() / "status"
+    _wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())  # what ended may wait to be reaped
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_rows_of_other_settings_are_measured_again(tmp_path: Path):
