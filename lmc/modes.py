@@ -8,12 +8,19 @@ from torch import nn
 
 @contextmanager
 def in_mode(model: nn.Module, training: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Run a block with `model` in evaluation mode, but for the modules in `training`; its flags are put back after."""
+    """Run a block with `model` in evaluation mode, but for the modules in `training`; its flags are put back after.
+
+    The mode is really switched, before and after: networks that keep what they computed from their weights until they
+    are trained again (LeViT's attention biases) shall neither bring it along nor keep that of borrowed weights.
+    """
     flags = {module: module.training for module in model.modules()}
     try:
-        for module in flags:
-            module.training = module in training
+        model.train()
+        model.eval()
+        for module in training:
+            module.training = True
         yield
     finally:
+        model.train()
         for module, flag in flags.items():
             module.training = flag

@@ -14,6 +14,7 @@ from lmc.symmetry.rules import RULES, Labels, Unproved, Values, overloads, shape
 from lmc.symmetry.rules.contraction import CONTRACTIONS
 from lmc.symmetry.rules.pointwise import NONLINEARITIES
 from lmc.symmetry.rules.registry import KERNEL
+from lmc.symmetry.rules.uniform import is_written, uniform_dims
 from lmc.symmetry.structure import Axis, Group, Site, Symmetry
 from lmc.symmetry.trace import Trace, origin, trace
 
@@ -44,7 +45,7 @@ def discover(model: nn.Module, example: Example) -> Symmetry:
     buffers = {name for name, _ in model.named_buffers()}
     before: list[object] | None = None
     values, unruled = Values(), dict[str, str]()
-    while before != (before := _signature(parameters)) or _fix_given(traced, values, buffers):
+    while before != (before := _signature(parameters)) or _fix_given(traced, values, parameters, buffers):
         values = _label_values(traced, parameters, unruled)
         _make_expressible(parameters)
     for what, where in unruled.items():
@@ -86,6 +87,9 @@ def _label_values(traced: Trace, parameters: Mapping[str, Labels], unruled: dict
         if node.op == "placeholder":
             known = parameters.get(traced.tensors.get(node.name, ""))
             values[node] = known or _of_constant(node, traced)
+            if known is None and node.name in traced.constants and not is_written(node):
+                free = (dim for dim, label in enumerate(values[node]) if not labels.is_fixed(label))
+                values.set_uniform(node, frozenset(free))
     _label_graph(traced.module, values, unruled)
     for result in traced.module.graph.output_node().all_input_nodes:
         for label in values.all_of(result):
@@ -116,6 +120,7 @@ def _label_graph(module: fx.GraphModule, values: Values, unruled: dict[str, str]
             continue
         try:
             values[node] = RULES.get(node.target, _no_rule)(values, node)
+            values.set_uniform(node, uniform_dims(values, node))
         except Unproved as gap:
             if not all(labels.is_fixed(label) for used in node.all_input_nodes for label in values.all_of(used)):
                 unruled.setdefault(str(gap), origin(node))
@@ -144,24 +149,30 @@ def _no_rule(values: Values, node: fx.Node) -> Labels:
     raise Unproved(str(node.target))
 
 
-def _fix_given(traced: Trace, values: Values, buffers: Collection[str]) -> bool:
-    """Fix what moves in a buffer but is in nothing that the network computes; return whether there was any.
+def _fix_given(traced: Trace, values: Values, parameters: Mapping[str, Labels], buffers: Collection[str]) -> bool:
+    """Fix what the network is given, not made of; return whether there was any.
 
-    A table of coordinates that the network comes with, for example, is no unit of it: networks that differ in such a
+    That is what moves no trainable tensor, and what moves in a buffer but is in nothing that the network computes: a
+    table of coordinates that the network comes with, for example, is no unit of it. Networks that differ in such a
     constant have no point in common that both were trained to.
     """
-    given, made = set[Block](), set[Block]()
+    given, made, trained = set[Block](), set[Block](), set[Block]()
+    for tensor, dims in parameters.items():
+        blocks = {block for label in dims for block in movable(label)}
+        if tensor in buffers:
+            given |= blocks
+        else:
+            trained |= blocks
     sources: dict[fx.Node, frozenset[fx.Node]] = {}
     for node in values:
         ancestors = frozenset[fx.Node]().union(*(sources.get(used, ()) for used in node.all_input_nodes))
         sources[node] = frozenset({node}) if node.op == "placeholder" else ancestors
         if node.op != "placeholder" and (len(ancestors) > 1 or node.graph is not traced.module.graph):
             made |= {leaf for label in values.all_of(node) for leaf in labels.leaves_of(label)}
-        elif traced.tensors.get(node.name) in buffers:
-            given |= {block for label in values[node] for block in movable(label)}
-    for block in given - made:
+    found = given - (made & trained)
+    for block in found:
         block.fix("order of a constant of the network")
-    return bool(given - made)
+    return bool(found)
 
 
 def _make_expressible(parameters: Mapping[str, Labels]) -> None:

@@ -19,7 +19,10 @@ from lmc.symmetry.example import Example, arguments, mapped
 from lmc.symmetry.structure import Symmetry
 
 _DRAWS = 5
-"""Networks that are tried: one with few outputs behind a rectifier may happen to be silent."""
+"""Networks that are tried, each with less amplification in its normalisation layers: some are silent, or chaotic."""
+
+_STEP, _MOST_AMPLIFICATION = 1e-12, 1e5
+"""A relative change of all weights, and how much larger that of the outputs may be: so rounding stays below 1e-10."""
 
 _LEAST_VARIANCE = 1e-2
 """Of a normalised activation of the random network: a silent one is not blown up."""
@@ -54,21 +57,33 @@ class Trial:
             name = type(model).__name__
             raise UserError(f"{name} is on the meta device and has no weights to run; give it real ones")
         inputs = mapped(lambda value: value.double() if value.is_floating_point() else value, inputs)
-        for _ in range(_DRAWS):
+        for attempt in range(_DRAWS):
             state = _perturbed(model, symmetry, generator)
             with _statistics_from_inputs(model):
                 _outputs(model, state, inputs)
             for name, tensor in state.items():
-                if name.rpartition(".")[2] in ("running_mean", "running_var"):
+                kind = name.rpartition(".")[2]
+                if kind in ("running_mean", "running_var"):
                     noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
                     tensor.mul_(0.75 + 0.5 * noise)
-            outputs = _outputs(model, state, inputs)
-            if outputs.isfinite().all() and outputs.any():
-                return cls(model, state, inputs, outputs)
+                    tensor.mul_(4**attempt if kind == "running_var" else 1)
+            trial = cls(model, state, inputs, _outputs(model, state, inputs))
+            if trial.outputs.isfinite().all() and trial.outputs.any() and trial._is_steady(generator):
+                return trial
         raise UserError(
-            f"{type(model).__name__}: the outputs of the network with random weights are zero or not finite, so "
-            "that nothing can be proved on them"
+            f"{type(model).__name__}: with random weights, the outputs of the network are zero, not finite or at the "
+            "mercy of rounding, so that nothing can be proved on them"
         )
+
+    def _is_steady(self, generator: torch.Generator) -> bool:
+        """Whether rounding stays rounding: deep networks whose layers all normalise may amplify it beyond measure."""
+        nearby = {}
+        for name, tensor in self.state.items():
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+                tensor = tensor + _STEP * tensor * noise
+            nearby[name] = tensor
+        return self.change(nearby) < _STEP * _MOST_AMPLIFICATION
 
     def change(self, moved: State) -> float:
         """The largest change of the outputs, relative to the largest output."""

@@ -159,6 +159,19 @@ class Drawn(nn.Module):
             return lambda x: x.repeat_interleave(2, dim)
         return lambda x: x.repeat(*(2 if d == dim else 1 for d in range(x.ndim)))
 
+    def _any_zeros(self, x: Tensor) -> Step:
+        """Zeros that are added in two places, or written to."""
+        dim, layer = self._channels(x), self._map(x, x.shape[self._channels(x)])
+        width, is_written = self._pick(1, x.shape[dim] // 2, x.shape[dim]), self._pick(False, True)
+
+        def run(x: Tensor) -> Tensor:
+            zeros = torch.zeros_like(x)
+            if is_written:
+                zeros.narrow(dim, x.shape[dim] - width, width).copy_(x.narrow(dim, 0, width))
+            return torch.tanh(layer(torch.tanh(x + zeros)) + zeros.exp())
+
+        return run
+
     def _any_pad(self, x: Tensor) -> Step:
         dim, wide = self._channels(x), self._map(x, x.shape[self._channels(x)] + 2)
         return lambda x: wide(x) + functional.pad(x, [0, 0] * (x.ndim - 1 - dim) + [1, 1])

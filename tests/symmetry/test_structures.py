@@ -282,6 +282,50 @@ def table_of_coordinates() -> nn.Module:
     return net
 
 
+def shared_zeros() -> nn.Module:
+    """T5's position bias of cross-attention, for example: made once, added by every layer."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        zeros = torch.zeros(5)[None].expand(len(x), -1) + 0
+        return m.leave(torch.relu(m.two(torch.relu(m.one(x) + zeros)) + zeros))
+
+    return Run(run, one=nn.Linear(3, 5), two=nn.Linear(5, 5), leave=nn.Linear(5, 2))
+
+
+def kept_from_before() -> nn.Module:
+    """LeViT's biases: looked up once in evaluation mode, and kept until the network is trained again."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.bias, self.two = nn.Linear(3, 5), nn.Parameter(torch.zeros(5)), nn.Linear(5, 2)
+            self.kept: Tensor | None = None
+
+        def train(self, mode: bool = True) -> nn.Module:
+            self.kept = None
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.kept is None:
+                self.kept = 2 * self.bias
+            return self.two(torch.relu(self.one(x) + self.kept))
+
+    net = Net().eval()
+    net(torch.zeros(1, 3))
+    return net
+
+
+def mixed_pairs() -> nn.Module:
+    """Pairs inside channels, mixed by a layer that reads and makes them."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = torch.relu(m.pairs(torch.relu(m.one(x))))
+        return m.leave((x + torch.relu(m.mix(x))).mean((2, 3)))
+
+    layers = {"one": nn.Conv2d(2, 5, 1), "pairs": nn.Conv2d(5, 10, 1, groups=5), "mix": nn.Conv2d(10, 10, 1)}
+    return Run(run, **layers, leave=nn.Linear(10, 2))
+
+
 def shared_module() -> nn.Module:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         return m.leave(torch.relu(m.same(torch.relu(m.same(m.enter(x))))))
@@ -370,6 +414,11 @@ CASES = {
     # Neither the positions nor the two coordinates can change places, but waves moves with the stream it is added to.
     "table of coordinates": Case(
         table_of_coordinates, (4, 3), [plain(5), plain(6)], [{("waves", 1), ("enter.weight", 0), ("leave.weight", 1)}]
+    ),
+    "shared zeros": Case(shared_zeros, (3,), [plain(5), plain(5)]),
+    "kept from before": Case(kept_from_before, (3,), [plain(5)], [{("bias", 0), ("one.weight", 0), ("two.weight", 1)}]),
+    "pairs that are mixed": Case(
+        mixed_pairs, (2, 3, 3), [plain(5), (2, (5,))], [{("mix.weight", 0), ("mix.weight", 1), ("pairs.weight", 0)}]
     ),
     "shared module": Case(shared_module, (3,), [plain(5)], [{("same.weight", 0), ("same.weight", 1)}]),
 }

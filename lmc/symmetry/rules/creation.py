@@ -10,7 +10,7 @@ from lmc.symmetry.rules.registry import Labels, Values, keep, overloads, rule, s
     *overloads("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
     *overloads("scalar_tensor"),
 )
-def _filled(values: Values, node: fx.Node) -> Labels:
+def filled(values: Values, node: fx.Node) -> Labels:
     """All positions are the same: they can take each other's places, whatever the other dimensions do."""
     found: list[labels.Label] = []
     for n in shape_of(node):

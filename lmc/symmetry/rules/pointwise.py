@@ -45,13 +45,13 @@ _OWN_RULE = frozenset(overloads("prelu"))
 
 
 @rule(*(op for op in overloads(*_OF_ONE, *NONLINEARITIES) if op not in _OWN_RULE))
-def _one(values: Values, node: fx.Node) -> Labels:
+def one_operand(values: Values, node: fx.Node) -> Labels:
     """Act on every position alike (or normalise along a dimension, which commutes with permuting it)."""
     return values[node.args[0]]
 
 
 @rule(*overloads(*_OF_SEVERAL), aten.max.other, aten.min.other)
-def _several(values: Values, node: fx.Node) -> Labels:
+def several_operands(values: Values, node: fx.Node) -> Labels:
     """Combine tensors position by position: dimensions are aligned from the right, and tied."""
     if str(node.target) == "aten.where.default":
         raise Unproved("where with one argument")

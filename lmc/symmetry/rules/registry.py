@@ -29,6 +29,7 @@ class Values:
 
     def __init__(self) -> None:
         self._labels: dict[fx.Node, Labels | list[Labels]] = {}
+        self._uniform: dict[fx.Node, frozenset[int]] = {}
 
     def __setitem__(self, node: fx.Node, value: Labels | list[Labels]) -> None:
         if isinstance(value, list):
@@ -42,11 +43,15 @@ class Values:
         self._labels[node] = value
 
     def __getitem__(self, node: Any) -> Labels:
-        """The labels of a tensor; none for an argument that is absent or no tensor."""
+        """The labels of a tensor; none for an argument that is absent or no tensor.
+
+        Dimensions along which it is uniform get new ones every time.
+        """
         value = self._labels[node] if isinstance(node, fx.Node) else ()
         if isinstance(value, list):
             raise Unproved(f"{node} as a whole, which is several tensors")
-        return value
+        uniform = self.uniform(node)
+        return _renewed(value, uniform) if uniform else value
 
     def __iter__(self) -> Iterator[fx.Node]:
         return iter(self._labels)
@@ -54,6 +59,15 @@ class Values:
     def alias(self, node: fx.Node, other: fx.Node) -> None:
         """Let `node` have the labels of `other`."""
         self._labels[node] = self._labels[other]
+        self._uniform[node] = self.uniform(other)
+
+    def uniform(self, node: fx.Node) -> frozenset[int]:
+        """The dimensions along which a value is known to be the same."""
+        return self._uniform.get(node, frozenset())
+
+    def set_uniform(self, node: fx.Node, dims: frozenset[int]) -> None:
+        """Let it be known that a value is the same along some dimensions."""
+        self._uniform[node] = dims
 
     def output(self, node: fx.Node, number: int) -> Labels:
         """The labels of one of several outputs."""
@@ -64,6 +78,14 @@ class Values:
         """Every label of every tensor that `node` computes."""
         value = self._labels.get(node, ())
         return [label for each in value for label in each] if isinstance(value, list) else list(value)
+
+
+def _renewed(value: Labels, dims: frozenset[int]) -> Labels:
+    found: list[Label] = []
+    for dim, label in enumerate(value):
+        around = [block for before in found for block in labels.blocks_of(before)]
+        found.append(labels.free(labels.size(label), around) if dim in dims else label)
+    return tuple(found)
 
 
 def rule(*operators: Any) -> Callable[[Rule], Rule]:
@@ -231,7 +253,7 @@ def _places(value: Labels) -> dict[tuple[Block, Block, int], int | None]:
                     if outer in repeated:
                         pass
                     elif outer in inside:
-                        place = None if away else dim
+                        place = dim
                     elif len(away) == 1 and all(outer in i | w for i, w in segments[away[0]]):
                         place = away[0]
                     if found.setdefault((block, outer, dim), place) != place:  # another one in another segment

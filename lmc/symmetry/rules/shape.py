@@ -26,7 +26,7 @@ from lmc.symmetry.rules.registry import (
     *overloads("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "view_as"),
     *overloads("reshape_as", "ravel", "atleast_1d"),
 )
-def _reshape(values: Values, node: fx.Node) -> Labels:
+def reshape(values: Values, node: fx.Node) -> Labels:
     """Match runs of old and new dimensions with equal products; flatten each run, then cut it as the new shape asks."""
     if str(node.target) == "aten.view.dtype":
         raise Unproved("a view as another type")
@@ -96,7 +96,7 @@ def _stack(values: Values, node: fx.Node) -> Labels:
 
 
 @rule(*overloads("expand", "expand_as", "broadcast_to"))
-def _expand(values: Values, node: fx.Node) -> Labels:
+def expand(values: Values, node: fx.Node) -> Labels:
     """Repeat dimensions of size one: equal positions can take each other's places, for each of the others' units."""
     x, shape = values[node.args[0]], shape_of(node)
     offset = len(shape) - len(x)
