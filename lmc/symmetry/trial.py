@@ -18,11 +18,11 @@ from lmc.state import State
 from lmc.symmetry.example import Example, arguments, mapped
 from lmc.symmetry.structure import Symmetry
 
-_DRAWS = 5
+_DRAWS, _DAMPING = 6, 1.25
 """Networks that are tried, each with less amplification in its normalisation layers: some are silent, or chaotic."""
 
-_STEP, _MOST_AMPLIFICATION = 1e-12, 1e5
-"""A relative change of all weights, and how much larger that of the outputs may be: so rounding stays below 1e-10."""
+_STEP, _MOST_AMPLIFICATION = 1e-12, 1e2
+"""A relative change of all weights, and how much larger that of the outputs may be: rounding stays rounding."""
 
 _LEAST_VARIANCE = 1e-2
 """Of a normalised activation of the random network: a silent one is not blown up."""
@@ -66,7 +66,7 @@ class Trial:
                 if kind in ("running_mean", "running_var"):
                     noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
                     tensor.mul_(0.75 + 0.5 * noise)
-                    tensor.mul_(4**attempt if kind == "running_var" else 1)
+                    tensor.mul_(_DAMPING**attempt if kind == "running_var" else 1)
             trial = cls(model, state, inputs, _outputs(model, state, inputs))
             if trial.outputs.isfinite().all() and trial.outputs.any() and trial._is_steady(generator):
                 return trial
