@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -21,13 +22,16 @@ from lmc.evaluation.path import path_points, read_raw, write_raw
 from lmc.plan import Plan, stage_key
 from lmc.results import PathName, PathPoint, Row
 from lmc.state import State
+from lmc.symmetry import transform as transforms
 from lmc.symmetry.permutation import Permutation
+from lmc.symmetry.transform import LinearMap
+
+log = logging.getLogger(__name__)
 
 # What the unaligned line is made of; the same options and so the same artifacts as alignment=none curve=linear.
 _IDENTITY = {"_target_": "lmc.alignment.none.NoAlignment"}
 _LINE = {"_target_": "lmc.curve.linear.Linear"}
 
-_PERMUTATION_FILE = "permutation.safetensors"
 _MATCHING_FILE = "matching.json"
 _TRACE_FILE = "trace.jsonl"
 _MEASUREMENT_FILE = "measurement.json"
@@ -65,11 +69,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two endpoints and a permutation of the second; `key` is the permutation's."""
+    """Two endpoints and what brings the second to the first; `key` is the transform's."""
 
     fixed: Network
     moving: Network
-    permutation: Permutation
+    transform: Permutation | LinearMap
     key: str
 
     @property
@@ -85,7 +89,7 @@ class Pair:
     @property
     def ends(self) -> tuple[State, State]:
         """The fixed network and the aligned moving one."""
-        return self.fixed.state, self.permutation.apply(self.moving.state)
+        return self.fixed.state, self.transform.apply(self.moving.state)
 
 
 def run(plan: Plan, observer: Observer) -> Results:
@@ -136,7 +140,7 @@ def _endpoint(plan: Plan, label: int, observer: Observer) -> Network:
 def _align(
     plan: Plan, node: Mapping[str, Any], fixed: Network, moving: Network, observer: Observer
 ) -> tuple[Pair, list[Row]]:
-    """Find or load the permutation that brings `moving` to `fixed`; return it with the rows that describe it."""
+    """Find or load the transform that brings `moving` to `fixed`; return it with the rows that describe it."""
     alignment: Alignment = config.build(node, "alignment")
     made_of = {"alignment": config.identity(node, "alignment"), "seed": plan.seed}
     parents = [fixed.key, moving.key, *([plan.dataset_key] if alignment.needs_data else [])]
@@ -147,13 +151,15 @@ def _align(
     def make(folder: Path) -> None:
         with observer.stage(f"alignment {fixed.label}-{moving.label}", None) as advance:
             matching = alignment(fixed.state, moving.state, problem, advance)
-        matching.permutation.save(folder / _PERMUTATION_FILE)
+        transforms.save(matching.transform, folder)
+        if not matching.complete:  # not what the key promises, so it is not published
+            log.warning("the best matching so far is kept in %s; another start begins this one anew", folder)
+            raise KeyboardInterrupt
         (folder / _MATCHING_FILE).write_text(json.dumps({"objective": matching.objective}), encoding="utf-8")
         (folder / _TRACE_FILE).write_text("".join(json.dumps(s) + "\n" for s in matching.trace), encoding="utf-8")
 
     artifact = plan.stage("alignment", made_of, parents, make)
-    permutation = Permutation.load(artifact.folder / _PERMUTATION_FILE, plan.symmetry)
-    pair = Pair(fixed, moving, permutation, artifact.key)
+    pair = Pair(fixed, moving, transforms.load(artifact.folder, plan.symmetry), artifact.key)
     objective = json.loads((artifact.folder / _MATCHING_FILE).read_text(encoding="utf-8"))["objective"]
     values = {"objective": ("similarity", objective), "seconds": ("seconds", artifact.record["seconds"])}
     return pair, list(results.metric_rows("alignment", values, "aligned", pair.labels, None, 0, artifact.key))

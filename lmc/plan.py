@@ -107,6 +107,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     example = torch.zeros(2, *dataset.input_shape)
     symmetry = discover(model.eval(), example)
     built["evaluation"].splits(dataset)  # more images asked for than there are?
+    built["alignment"].check(symmetry)
     built["statistics"].bind(model, symmetry, (), dataset)
     proof = verify(model, symmetry, example)
     units = sum(symmetry.units(name) for name in symmetry.groups)

@@ -13,6 +13,7 @@ from lmc.alignment.weight_matching import WeightMatching
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
+from lmc.symmetry.transform import LinearMap
 
 __all__ = ["align"]
 
@@ -27,8 +28,8 @@ def align(
     batches: Iterable[Tensor] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Permutation:
-    """Return the permutation whose `apply(moving)` brings `moving` to `fixed`.
+) -> Permutation | LinearMap:
+    """Return the permutation, or the linear map of some methods, whose `apply(moving)` brings `moving` to `fixed`.
 
     Args:
         symmetry: what may be permuted, from `lmc.symmetry.discover.discover`.
@@ -50,4 +51,4 @@ def align(
         device=torch.device(device),
         batches=None if batches is None else lambda _: batches,
     )
-    return (method or WeightMatching())(fixed, moving, problem).permutation
+    return (method or WeightMatching())(fixed, moving, problem).transform

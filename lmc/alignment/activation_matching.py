@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from lmc.alignment.assignment import assign_family, assign_inside, flat, matched
-from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
+from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair
 from lmc.alignment.similarity.correlation import PairMoments
 from lmc.errors import UserError
 from lmc.state import State, to_device
@@ -18,7 +18,7 @@ Similarity = Literal["pearson", "product"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationMatching:
+class ActivationMatching(AnySymmetry):
     """Matches every group on its own by the similarity of its activations (Tatro et al. 2020; Ainsworth et al. 2023).
 
     Both networks see the same training images, in evaluation mode, in one pass. The samples of a unit are all images

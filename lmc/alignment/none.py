@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
+from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoAlignment:
+class NoAlignment(AnySymmetry):
     """Leaves every unit where it is; the objective is 0 and the trace is empty."""
 
     needs_data: ClassVar[bool] = False

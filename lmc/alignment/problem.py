@@ -1,6 +1,8 @@
 """What an alignment method is given, and what it gives back."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -11,6 +13,9 @@ from lmc.errors import UserError
 from lmc.state import State, check_fits
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
+from lmc.symmetry.transform import LinearMap, refuse_blocks
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[Mapping[str, float]], None]
 """Called with the numbers of every step of a method, for progress and for the tracker."""
@@ -58,21 +63,38 @@ class Matching:
     """What a method found.
 
     Attributes:
-        permutation: to be applied to the moving network.
-        objective: what the method maximised, at `permutation`; its docstring says what that is.
+        transform: to be applied to the moving network: a permutation, or a linear map where the method gives one.
+        objective: what the method maximised (or minimised), at `transform`; its docstring says what that is.
         trace: one record of numbers for each step, in the order in which they were taken.
+        complete: False if the method was interrupted (Ctrl-C) and this is the best it had until then.
     """
 
-    permutation: Permutation
+    transform: Permutation | LinearMap
     objective: float
     trace: list[dict[str, float]]
+    complete: bool = True
+
+    @property
+    def permutation(self) -> Permutation:
+        """The transform of a method that gives a permutation.
+
+        Raises:
+            UserError: it gives a linear map.
+        """
+        if not isinstance(self.transform, Permutation):
+            raise UserError("this method maps units to mixtures of units; there is no permutation to return")
+        return self.transform
 
 
 class Alignment(Protocol):
-    """A method: finds the permutation of `moving` that brings it closest to `fixed`, by its own measure of close."""
+    """A method: finds what brings `moving` closest to `fixed`, by its own measure of close."""
 
     needs_data: ClassVar[bool]
     """Whether `Problem.batches` and `Problem.model` are needed; if so, the data set is part of the key."""
+
+    def check(self, symmetry: Symmetry) -> None:
+        """Raise a `UserError` if the method cannot handle some group of `symmetry`; called before any training."""
+        ...
 
     def __call__(self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None = None) -> Matching:
         """Return the matching; neither network is changed.
@@ -80,6 +102,41 @@ class Alignment(Protocol):
         Raises:
             UserError: a network does not fit `problem.symmetry`, or holds a number that is not finite.
         """
+
+
+class Interruption:
+    """Whether a search has run to its end."""
+
+    complete = True
+
+
+@contextmanager
+def until_interrupted() -> Iterator[Interruption]:
+    """Let Ctrl-C end the block instead of the program, so that a long search can return the best it has found.
+
+    Whoever uses it must have something to return before the block begins.
+    """
+    found = Interruption()
+    try:
+        yield found
+    except KeyboardInterrupt:
+        found.complete = False
+        log.warning("interrupted; the best matching so far is kept")
+
+
+class AnySymmetry:
+    """For methods that handle groups of every kind."""
+
+    def check(self, symmetry: Symmetry) -> None:
+        """Accept every symmetry."""
+
+
+class PlainGroupsOnly:
+    """For methods that return a matrix for each group, which is not defined for units inside blocks."""
+
+    def check(self, symmetry: Symmetry) -> None:
+        """Raise a `UserError` if some groups live inside others."""
+        refuse_blocks(symmetry, type(self).__name__)
 
 
 def check_pair(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], symmetry: Symmetry) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from lmc.alignment.assignment import assign, assign_family
-from lmc.alignment.problem import Matching, OnStep, Problem, check_pair
+from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.errors import UserError
 from lmc.seeding import generator
@@ -27,7 +27,7 @@ Start = Literal["centre", "identity", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightMatching:
+class WeightMatching(AnySymmetry):
     """Maximises <fixed, P moving> over all permutations P (Ainsworth et al. 2023, Git Re-Basin, Algorithm 1).
 
     The objective is the inner product of all trainable tensors on which some group acts; maximising it minimises the

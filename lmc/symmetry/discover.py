@@ -1,7 +1,7 @@
 """The permutation symmetry of a network, found by tracing it: no specification is written by hand."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import fx, nn
@@ -11,9 +11,10 @@ from lmc.symmetry.example import Example
 from lmc.symmetry.labels import Block
 from lmc.symmetry.layout import Inexpressible, axis, expressible, groups_on, movable
 from lmc.symmetry.rules import RULES, Labels, Unproved, Values, overloads, shape_of, unknown
-from lmc.symmetry.rules.contraction import CONTRACTIONS
+from lmc.symmetry.rules.contraction import CONTRACTIONS, summed_over
 from lmc.symmetry.rules.pointwise import NONLINEARITIES
 from lmc.symmetry.rules.registry import KERNEL
+from lmc.symmetry.rules.shape import moved_from
 from lmc.symmetry.rules.uniform import is_written, uniform_dims
 from lmc.symmetry.structure import Axis, Group, Site, Symmetry
 from lmc.symmetry.trace import Trace, origin, trace
@@ -201,6 +202,7 @@ def _symmetry(model: nn.Module, traced: Trace, values: Values, parameters: Mappi
         shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         fixed=_fixed(model, parameters),
+        reading=frozenset((alias, dim) for tensor, dim in _read(traced) for alias in aliases.get(tensor, [tensor])),
     )
 
 
@@ -248,6 +250,16 @@ def _sites(traced: Trace, values: Values, names: Mapping[Block, str]) -> dict[st
             add(node, "pre", unseen)
             add(node, "post", unseen)
     return found
+
+
+def _read(traced: Trace) -> Iterator[tuple[str, int]]:
+    """The dimensions of the network's tensors that some operator sums over."""
+    for node in traced.module.graph.nodes:
+        for operand, dim in summed_over(node):
+            while operand.op == "call_function" and (before := moved_from(operand, dim)) is not None:
+                operand, dim = before
+            if operand.name in traced.tensors:
+                yield traced.tensors[operand.name], dim
 
 
 def _fixed(model: nn.Module, parameters: Mapping[str, Labels]) -> dict[str, int]:

@@ -122,12 +122,15 @@ class Symmetry:
         shapes: the shape of every tensor of the state dict.
         parameters: names of the trainable tensors; the others are buffers.
         fixed: why units stay where they are, to how many of them: every reason once.
+        reading: the dimensions of tensors, (name, dimension), along which a layer sums over the units that it reads;
+            along all others, units are made, scaled or shifted.
     """
 
     groups: Mapping[str, Group]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: frozenset[str]
     fixed: Mapping[str, int] = field(default_factory=dict)
+    reading: frozenset[tuple[str, int]] = frozenset()
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:

@@ -1,5 +1,8 @@
 """Operators that contract dimensions: linear layers, convolutions, matrix products, attention."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import fx
 
 from lmc.symmetry import labels
@@ -17,15 +20,53 @@ from lmc.symmetry.rules.registry import (
     still,
 )
 
+_CONVOLUTIONS = [getattr(getattr(aten, f"conv{d}d"), way) for d in "123" for way in ("default", "padding")]
+_TRANSPOSED_CONVOLUTIONS = [aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input]
+
 CONTRACTIONS = frozenset(
     {
         *(aten.linear.default, aten.addmm.default, aten.matmul.default, aten.mm.default, aten.einsum.default),
-        *(getattr(getattr(aten, f"conv{d}d"), overload) for d in "123" for overload in ("default", "padding")),
-        *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+        *_CONVOLUTIONS,
+        *_TRANSPOSED_CONVOLUTIONS,
         *(aten.bmm.default, aten.bilinear.default, aten.scaled_dot_product_attention.default, aten.embedding.default),
     }
 )
 """Operators at whose output units can be observed that pass through no nonlinearity."""
+
+
+def summed_over(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """Yield the operands of a contraction, and their dimensions that are absent from the output."""
+    if node.target not in _SUBSCRIPTS:
+        return
+    subscripts = _SUBSCRIPTS[node.target] or str(node.args[0]).replace(" ", "")
+    operands = node.args[1] if node.target is aten.einsum.default else node.args
+    terms, _, output = subscripts.partition("->")
+    for term, operand in zip(terms.split(","), operands, strict=False):  # type: ignore[arg-type]
+        if isinstance(operand, fx.Node) and (rank := len(shape_of(operand))):
+            letters = term.replace("...", "." * (rank - len(term.replace("...", ""))))
+            yield from ((operand, dim) for dim, c in enumerate(letters[:rank]) if c != "." and c not in output)
+
+
+_SUBSCRIPTS: dict[Any, str] = {
+    aten.linear.default: "...i,oi,o->...o",
+    aten.bilinear.default: "...i,...j,oij,o->...o",
+    aten.matmul.default: "...ij,...jk->...ik",
+    aten.mm.default: "ij,jk->ik",
+    aten.bmm.default: "bij,bjk->bik",
+    aten.addmm.default: "...ik,ij,jk->...ik",
+    aten.baddbmm.default: "...ik,bij,bjk->...ik",
+    aten.einsum.default: "",  # its own
+    **{
+        getattr(getattr(aten, f"conv{d}d"), way): "nc...,oc...,o->no..."
+        for d in "123"
+        for way in ("default", "padding")
+    },
+    **dict.fromkeys(
+        (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+        "nc...,co...,o->no...",
+    ),
+}
+"""How the operands of contractions meet; of a convolution, what "..." stands for is space."""
 
 
 @rule(aten.linear.default)
@@ -73,7 +114,7 @@ def _einsum(values: Values, node: fx.Node) -> Labels:
     return join(f"{inputs}->{output}", *(values[operand] for operand in node.args[1]))  # type: ignore[union-attr]
 
 
-@rule(*(getattr(getattr(aten, f"conv{d}d"), overload) for d in "123" for overload in ("default", "padding")))
+@rule(*_CONVOLUTIONS)
 def _convolution(values: Values, node: fx.Node) -> Labels:
     """Input (N, C, *space), weight (O, C / groups, *kernel): channels move, positions stay."""
     x, weight, bias = (values[argument(node, name)] for name in ("input", "weight", "bias"))
@@ -81,7 +122,7 @@ def _convolution(values: Values, node: fx.Node) -> Labels:
     return _with_space(node, x, weight, labels_out)
 
 
-@rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+@rule(*_TRANSPOSED_CONVOLUTIONS)
 def _transposed_convolution(values: Values, node: fx.Node) -> Labels:
     """Input (N, C, *space), weight (C, O / groups, *kernel)."""
     x, weight, bias = (values[argument(node, name)] for name in ("input", "weight", "bias"))

@@ -7,6 +7,7 @@ from torch import fx
 from lmc.symmetry import labels
 from lmc.symmetry.labels import Block, Label
 from lmc.symmetry.rules.registry import (
+    RULES,
     Labels,
     Unproved,
     Values,
@@ -15,6 +16,7 @@ from lmc.symmetry.rules.registry import (
     dimensions,
     join,
     keep,
+    operator_name,
     overloads,
     rule,
     shape_of,
@@ -65,6 +67,27 @@ def _transpose(values: Values, node: fx.Node) -> Labels:
     one, two = (int(argument(node, f"dim{k}", argument(node, f"axis{k}", k - 2))) for k in (0, 1))
     x[one], x[two] = x[two], x[one]
     return tuple(x)
+
+
+def moved_from(node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+    """Return where a dimension of a copy or a transposition comes from; None for any other operator."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    rank = len(shape_of(source))
+    if RULES.get(node.target) is _transpose:
+        order = list(range(rank))
+        if "numpy_T" in str(node.target):
+            order.reverse()
+        elif rank > 1:
+            one, two = (int(argument(node, f"dim{k}", argument(node, f"axis{k}", k - 2))) for k in (0, 1))
+            order[one], order[two] = order[two], order[one]
+        return source, order[dim]
+    if RULES.get(node.target) is _permute:
+        return source, dimensions(node, "dims", rank)[dim]
+    return (
+        (source, dim) if operator_name(node) in ("clone", "contiguous", "alias", "detach", "to", "_to_copy") else None
+    )
 
 
 @rule(*overloads("movedim"))
