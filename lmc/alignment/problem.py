@@ -67,12 +67,14 @@ class Matching:
         objective: what the method maximised (or minimised), at `transform`; its docstring says what that is.
         trace: one record of numbers for each step, in the order in which they were taken.
         complete: False if the method was interrupted (Ctrl-C) and this is the best it had until then.
+        fixed_transform: to be applied to the fixed network; None, but for methods that also merge units of one network.
     """
 
     transform: Permutation | LinearMap
     objective: float
     trace: list[dict[str, float]]
     complete: bool = True
+    fixed_transform: Permutation | LinearMap | None = None
 
     @property
     def permutation(self) -> Permutation:
