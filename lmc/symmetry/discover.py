@@ -10,6 +10,7 @@ from lmc.symmetry import labels
 from lmc.symmetry.example import Example
 from lmc.symmetry.labels import Block
 from lmc.symmetry.layout import Inexpressible, axis, expressible, groups_on, movable
+from lmc.symmetry.residual import find_streams
 from lmc.symmetry.rules import RULES, Labels, Unproved, Values, overloads, shape_of, unknown
 from lmc.symmetry.rules.contraction import CONTRACTIONS, summed_over
 from lmc.symmetry.rules.pointwise import NONLINEARITIES
@@ -194,15 +195,22 @@ def _symmetry(model: nn.Module, traced: Trace, values: Values, parameters: Mappi
                 axes[block] += [Axis(alias, dim, here.segments, here.order) for alias in aliases.get(tensor, [tensor])]
     sites = _sites(traced, values, names)
     outer = {block: tuple(names[parent] for parent in block.over) for block in names}
+    reading, making = (
+        {(alias, dim) for tensor, dim, way in _uses(traced) if way is reads for alias in aliases.get(tensor, [tensor])}
+        for reads in (True, False)
+    )
+    groups = {
+        name: Group(name, block.size, tuple(axes[block]), tuple(sites.get(name, ())), outer[block])
+        for block, name in names.items()
+    }
     return Symmetry(
-        groups={
-            name: Group(name, block.size, tuple(axes[block]), tuple(sites.get(name, ())), outer[block])
-            for block, name in names.items()
-        },
+        groups=groups,
         shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
         parameters=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         fixed=_fixed(model, parameters),
-        reading=frozenset((alias, dim) for tensor, dim in _read(traced) for alias in aliases.get(tensor, [tensor])),
+        reading=frozenset(reading),
+        both_ways=frozenset(reading & making),
+        streams=find_streams(traced, values, names, groups, aliases),
     )
 
 
@@ -252,14 +260,19 @@ def _sites(traced: Trace, values: Values, names: Mapping[Block, str]) -> dict[st
     return found
 
 
-def _read(traced: Trace) -> Iterator[tuple[str, int]]:
-    """The dimensions of the network's tensors that some operator sums over."""
+def _uses(traced: Trace) -> Iterator[tuple[str, int, bool]]:
+    """Every use of a dimension of the network's tensors, and whether the operator sums over it."""
     for node in traced.module.graph.nodes:
-        for operand, dim in summed_over(node):
-            while operand.op == "call_function" and (before := moved_from(operand, dim)) is not None:
-                operand, dim = before
-            if operand.name in traced.tensors:
-                yield traced.tensors[operand.name], dim
+        if node.op != "call_function" or (shape_of(node) and moved_from(node, 0) is not None):
+            continue  # what is only moved is used later
+        summed = set(summed_over(node))
+        for operand in node.all_input_nodes:
+            for dim in range(len(shape_of(operand))):
+                source, place = operand, dim
+                while source.op == "call_function" and (before := moved_from(source, place)) is not None:
+                    source, place = before
+                if source.name in traced.tensors:
+                    yield traced.tensors[source.name], place, (operand, dim) in summed
 
 
 def _fixed(model: nn.Module, parameters: Mapping[str, Labels]) -> dict[str, int]:

@@ -18,6 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lmc.symmetry.stream import Stream
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -124,6 +126,8 @@ class Symmetry:
         fixed: why units stay where they are, to how many of them: every reason once.
         reading: the dimensions of tensors, (name, dimension), along which a layer sums over the units that it reads;
             along all others, units are made, scaled or shifted.
+        both_ways: the dimensions in `reading` along which another operator makes units too (tied embeddings).
+        streams: the groups that are normalised by vectors (residual streams), and how.
     """
 
     groups: Mapping[str, Group]
@@ -131,6 +135,8 @@ class Symmetry:
     parameters: frozenset[str]
     fixed: Mapping[str, int] = field(default_factory=dict)
     reading: frozenset[tuple[str, int]] = frozenset()
+    both_ways: frozenset[tuple[str, int]] = frozenset()
+    streams: Mapping[str, Stream] = field(default_factory=dict)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
