@@ -1,7 +1,9 @@
 """Run a network with given tensors the way every measurement needs it, and put everything back."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +57,26 @@ def run(
     try:
         with evaluating(model, state, training) as network:
             for inputs in batches:
-                network(inputs)
+                with suppress(_Enough):
+                    network(inputs)
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Enough(Exception):
+    """Nothing that comes later in this forward pass is needed."""
+
+
+def end_after(module: nn.Module, calls: int) -> RemovableHandle:
+    """Let `run` end every forward pass when `module` has been called `calls` times; a hook for its `handles`."""
+    seen = itertools.count(1)
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if next(seen) % calls == 0:
+            raise _Enough
+
+    return module.register_forward_hook(hook)
 
 
 def tie(model: nn.Module, state: Mapping[str, Tensor]) -> State:

@@ -1,16 +1,16 @@
 """Mean and variance of every channel, pooled over all batches: sums are divided once, variances never averaged."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lmc.dataset.images import Dataset
+from lmc.dataset.images import Dataset, Images
 from lmc.errors import UserError
 from lmc.seeding import generator
 
@@ -49,15 +49,71 @@ class Moments:
         return Moments(count, mean, self.squares + other.squares + step**2 * (self.count * other.count / count))
 
     @property
+    def variance(self) -> Tensor:
+        """(C,) variance of the sample (squares divided by the count)."""
+        return self.squares / self.count
+
+    @property
     def deviation(self) -> Tensor:
-        """(C,) standard deviation of the sample (squares divided by the count)."""
-        return (self.squares / self.count).sqrt()
+        """(C,) standard deviation of the sample."""
+        return self.variance.sqrt()
 
 
-class Pool(dict[str, Moments]):
+@dataclass(frozen=True)
+class JointMoments:
+    """First two moments of a sample of `count` values in each of C channels, of E networks on the same inputs.
+
+    Attributes:
+        count: values a channel (examples times positions).
+        mean: (E, C) float64.
+        products: (E, E, C) float64, sums of products of two networks' deviations from their means.
+    """
+
+    count: int
+    mean: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, values: Sequence[Tensor], dim: int) -> "JointMoments":
+        """Return the moments of one tensor for each network, whose dimension `dim` numbers the channels."""
+        shape = values[0].shape
+        others = [d for d in range(len(shape)) if d != dim % len(shape)]
+        means = [tensor.mean(others, keepdim=True) for tensor in values]
+        steps = [tensor - mean for tensor, mean in zip(values, means, strict=True)]
+        products = torch.stack([torch.stack([(one * two).sum(others) for two in steps]) for one in steps])
+        count = values[0].numel() // shape[dim]
+        return cls(count, wide(torch.stack([mean.flatten() for mean in means])), wide(products))
+
+    def __add__(self, other: "JointMoments") -> "JointMoments":
+        """Return the moments of both samples together (Chan, Golub, LeVeque 1983)."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        between = step[:, None] * step * (self.count * other.count / count)
+        return JointMoments(count, mean, self.products + other.products + between)
+
+    def __iter__(self) -> Iterator[Moments]:
+        """Yield the moments of each network."""
+        for network, mean in enumerate(self.mean):
+            yield Moments(self.count, mean, self.products[network, network])
+
+    def interpolated(self, weights: Sequence[float]) -> Moments:
+        """Return the moments of sum_i w_i x_i for the values x_i of the networks: the variance is w^T Cov w.
+
+        For two networks and the weights (1 - a, a) that is Jordan et al.'s (1-a)^2 s0^2 + a^2 s1^2 + 2 a (1-a) s0 s1 c.
+        """
+        share = torch.tensor(weights, dtype=self.mean.dtype, device=self.mean.device)
+        squares = torch.einsum("i,ijc,j->c", share, self.products, share)
+        return Moments(self.count, share @ self.mean, squares.clamp(min=0))
+
+
+Sample = TypeVar("Sample", Moments, JointMoments)
+
+
+class Pool(dict[str, Sample]):
     """Moments by the name of the layer they were taken at."""
 
-    def add(self, name: str, moments: Moments) -> None:
+    def add(self, name: str, moments: Sample) -> None:
         """Pool `moments` with what is known of `name`."""
         self[name] = self[name] + moments if name in self else moments
 
@@ -94,24 +150,29 @@ class Calibration:
             raise UserError("statistics of activations need at least two training images; raise statistics.examples")
 
     @cached_property
-    def images(self) -> Tensor:
-        """The images of a pass, (N, C, H, W) uint8."""
-        return self.dataset.train.first(self.examples).images
+    def images(self) -> Images:
+        """The images of a pass, with their labels."""
+        return self.dataset.train.first(self.examples)
 
     @property
     def device(self) -> torch.device:
         """Where the batches lie."""
-        return self.images.device
+        return self.images.images.device
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield (B, C, H, W) float32 normalised images."""
+        return (inputs for inputs, _ in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (B, C, H, W) float32 normalised images, and their labels (B,) int64."""
         count = len(self.images)
         order = torch.randperm(count, generator=generator(0, "statistics", "order")).to(self.device)
         draws = generator(0, "statistics", "augment")
         # No batch has a single image: BatchNorm refuses to normalise that in a layer without positions.
         for chosen in torch.tensor_split(order, max(1, min(math.ceil(count / self.batch_size), count // 2))):
-            images = self.images[chosen]
-            yield self.dataset.normalise(self.dataset.augmentation(images, draws) if self.augment else images)
+            images, labels = self.images.images[chosen], self.images.labels[chosen]
+            images = self.dataset.augmentation(images, draws) if self.augment else images
+            yield self.dataset.normalise(images), labels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def recompute(model: nn.Module, state: Mapping[str, Tensor], batches: Iterable[T
     norms = batch_norms(model)
     if not norms:
         return dict(state)
-    entering = Pool()
+    entering = Pool[Moments]()
     run(model, state, batches, watch(norms, entering), training=norms.values())
     return tie(model, {**state, **running_statistics(entering, state)})
 
@@ -58,12 +58,12 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     return {name: layer for name, layer in layers.items() if layer.running_mean is not None}
 
 
-def watch(norms: Mapping[str, nn.Module], entering: Pool) -> list[RemovableHandle]:
+def watch(norms: Mapping[str, nn.Module], entering: Pool[Moments]) -> list[RemovableHandle]:
     """Pool in `entering`, at every forward pass, the moments of what enters each of `norms` (channels: dimension 1)."""
     return [layer.register_forward_pre_hook(partial(_watch, entering, name)) for name, layer in norms.items()]
 
 
-def _watch(entering: Pool, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _watch(entering: Pool[Moments], name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     entering.add(name, Moments.of(inputs[0], 1))
 
 

@@ -1,5 +1,8 @@
+import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images
 from lmc.seeding import generator, isolated
+from lmc.state import State
 from lmc.symmetry.structure import Axis, Factor, Group, Symmetry
 
 
@@ -53,6 +57,28 @@ def hidden() -> Callable[[nn.Module, Iterable[str]], Symmetry]:
         return Symmetry(groups, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, parameters)
 
     return symmetry
+
+
+@pytest.fixture
+def observed() -> Callable[[nn.Module, State, torch.Tensor], dict[str, np.ndarray]]:
+    """What leaves every linear, convolutional or BatchNorm layer: name to (channels, values) in float64."""
+
+    def run(model: nn.Module, state: State, inputs: torch.Tensor) -> dict[str, np.ndarray]:
+        network, found = copy.deepcopy(model), {}
+        network.load_state_dict(state)
+
+        def note(name: str, layer: nn.Module, entering: object, leaving: torch.Tensor) -> None:
+            channels = leaving.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0)
+            found[name] = channels.flatten(1).numpy().astype(np.float64)
+
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d):
+                layer.register_forward_hook(partial(note, name))
+        with torch.no_grad():
+            network.eval()(inputs)
+        return found
+
+    return run
 
 
 def mlp() -> nn.Module:

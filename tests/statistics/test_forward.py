@@ -4,7 +4,7 @@ from torch import nn
 
 from lmc.seeding import generator
 from lmc.state import of_model
-from lmc.statistics.forward import evaluating, tie
+from lmc.statistics.forward import end_after, evaluating, run, tie
 
 
 class Shared(nn.Module):
@@ -70,3 +70,17 @@ def test_tie_gives_every_name_of_a_shared_layer_the_same_tensors():
     assert torch.equal(tied["again.bias"], state["first.bias"])
     assert not torch.equal(state["again.bias"], state["first.bias"])
     assert set(tied) == set(state)
+
+
+def test_a_pass_ends_after_so_many_calls_of_a_module():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model.append(model[0])
+    before, calls = of_model(model), []
+    for layer in (model[0], model[2]):
+        layer.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    for times, expected in ((1, [model[0]]), (2, [model[0], model[2], model[0]])):
+        calls.clear()
+        run(model, before, [torch.zeros(3, 4)] * 2, [end_after(model[0], times)])
+        assert calls == 2 * expected
+    assert not model[0]._forward_hooks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

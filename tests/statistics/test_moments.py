@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmc.dataset.augmentation import Augmentation
+from lmc.dataset.images import Images
 from lmc.errors import UserError
 from lmc.seeding import generator
-from lmc.statistics.moments import Calibration, Moments
+from lmc.statistics.moments import Calibration, JointMoments, Moments
 
 
 @given(
@@ -73,3 +74,34 @@ def test_augmented_passes_repeat_and_are_those_of_the_training(dataset):
     assert means[0] == pytest.approx(float(survives * means[1] + (1 - survives) * black), rel=0.1)
     for first, second in zip(Calibration(dataset, None, 20, augment=True), plain, strict=True):
         assert torch.equal(first, second)  # nothing is drawn where training does not augment
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), networks=st.integers(1, 3))
+def test_joint_moments_are_those_of_all_values_together(sizes, networks):
+    parts = [
+        [torch.randn(size, 6, 2, generator=generator(batch, "values", n)) + 3 * n + batch for n in range(networks)]
+        for batch, size in enumerate(sizes)
+    ]
+    pooled = JointMoments.of(parts[0], 1)
+    for part in parts[1:]:
+        pooled = pooled + JointMoments.of(part, 1)
+    together = np.stack([torch.cat([part[n] for part in parts]).movedim(1, 0).flatten(1) for n in range(networks)])
+    weights = np.arange(1, networks + 1) / 2
+    interpolated = np.einsum("n,ncs->cs", weights, together.astype(np.float64))
+    found = pooled.interpolated(list(weights))
+    assert found.count == together.shape[2]
+    np.testing.assert_allclose(found.mean, interpolated.mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.variance, interpolated.var(1), rtol=1e-4, atol=1e-5)
+    for network, moments in enumerate(pooled):
+        np.testing.assert_allclose(moments.mean, together[network].mean(1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(moments.deviation, together[network].std(1), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_come_with_their_images(dataset):
+    """Of a data set whose label is the brightness of the image."""
+    labels = torch.arange(len(dataset.train))
+    marked = replace(dataset, train=Images(labels.view(-1, 1, 1, 1).expand(-1, 2, 6, 6).to(torch.uint8), labels))
+    batches = list(Calibration(marked, None, 20).labelled())
+    assert torch.equal(torch.cat([labels for _, labels in batches]).sort().values, labels)
+    for images, of in batches:
+        torch.testing.assert_close(images[:, 0, 0, 0], (of / 255 - 0.4) / 0.2)
