@@ -1,20 +1,22 @@
 """Activation matching: units are matched that answer alike to the same images."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from lmc.alignment.assignment import assign_family, assign_inside, flat, matched
-from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair
+from lmc.alignment.assignment import assign_family, assign_inside, flat, in_place, matched
+from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair, chosen_groups, refuse_no_patterns
 from lmc.alignment.similarity.correlation import PairMoments
-from lmc.errors import UserError
-from lmc.state import State, to_device
-from lmc.symmetry.activations import Probe
+from lmc.alignment.similarity.observed import observe
+from lmc.state import State
 from lmc.symmetry.permutation import Permutation
+from lmc.symmetry.structure import Symmetry
 
-Similarity = Literal["pearson", "product"]
+Similarity = Literal["pearson", "product", "cosine", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,25 @@ class ActivationMatching(AnySymmetry):
     stage) is matched on the sum of their similarities, as Tatro et al. do. One assignment solves a group exactly; for
     blocks of units (heads) one assignment inside each pair of blocks, and one over their results.
 
-    The objective is the mean over all units of all groups of the similarity of the matched pair, itself the mean over
-    the places where the group is observed; for "pearson" it lies in [-1, 1], and a dead unit (constant in one of the
-    networks) counts as 0.
+    The similarity of two units a and b, with means over all samples; only "pearson" is centred:
 
-    Trace: one record for each group in the order of the symmetry, {"group" (its number), "units", "places",
-    "similarity" (the mean of its matched pairs)}.
+    - "pearson": the correlation, with pooled mean and deviation (Tatro et al.; Jordan et al. 2023).
+    - "product": E[a b] (Ainsworth et al., Eq. 1, right side).
+    - "cosine": E[a b] / sqrt(E[a^2] E[b^2]).
+    - "l2": -E[(a - b)^2] (Ainsworth et al., Eq. 1, left side). E[a^2] and E[b^2] add the same to every matching, also
+      over several places and inside blocks, so that its permutation is that of "product", for which the assignment is
+      solved; what differs is the objective.
+
+    All groups are matched at once. To match them in sequence, each on a moving network whose earlier groups have been
+    permuted already (Jordan et al. 2023, and the warm start of Tatro et al.), gives the same: the units of a network
+    answer as they did before, whatever the order of those that they read.
+
+    The objective is the mean over all units of all groups of the similarity of the matched pair, itself the mean over
+    the places where the group is observed; for "pearson" and "cosine" it lies in [-1, 1], and a dead unit (constant,
+    or for "cosine" zero, in one of the networks) counts as 0.
+
+    Trace: one record for each group in the order of the symmetry, {"group" (its number among those observed), "units",
+    "places", "similarity" (the mean of its matched pairs)}.
 
     Memory: 8 n^2 bytes for each place at which a group of n units is observed, beside one batch of activations.
 
@@ -39,9 +54,13 @@ class ActivationMatching(AnySymmetry):
         images: at most so many training images, the first ones, without augmentation (Tatro et al.: 10,000); None for
             all.
         kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
-        similarity: "pearson" is the correlation with pooled mean and deviation, "product" the uncentred mean of the
-            products, as in Eq. 1 of Ainsworth et al.
+        similarity: "pearson", "product", "cosine" or "l2".
+        groups: names or patterns (*, ?, [...]) of the groups that are matched, None for all. The others keep the
+            identity and are not observed, but for what lives inside the blocks of a group that is matched.
         batch_size: images in a batch; changes nothing but rounding.
+
+    Raises:
+        UserError: no pattern.
     """
 
     needs_data: ClassVar[bool] = True
@@ -50,7 +69,15 @@ class ActivationMatching(AnySymmetry):
     images: PositiveInt | None = 10_000
     kind: Literal["post", "pre"] = "post"
     similarity: Similarity = "pearson"
+    groups: list[str] | None = None
     batch_size: PositiveInt = 500
+
+    def __post_init__(self) -> None:
+        refuse_no_patterns(self.groups)
+
+    def check(self, symmetry: Symmetry) -> None:
+        """Raise a `UserError` if a pattern of `groups` fits no group."""
+        chosen_groups(symmetry, self.groups)
 
     def __call__(self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None = None) -> Matching:
         """Return the matching; see `lmc.alignment.problem.Alignment`.
@@ -58,18 +85,28 @@ class ActivationMatching(AnySymmetry):
         Raises:
             UserError: also if a group cannot be observed, or an activation is not finite.
         """
-        check_pair(fixed, moving, problem.symmetry)
-        moments = self._observe(fixed, moving, problem, on_step)
-        similarities = {name: self._similarity(name, places) for name, places in moments.items() if places}
-        symmetry, permutations = problem.symmetry, dict[str, Tensor]()
-        for family in symmetry.families.values():
-            seen = {name: similarities[name] for name in family if name in similarities}
-            permutations |= assign_family(symmetry, family, seen)
-        for name in symmetry.shared:
-            permutations[name] = assign_inside(symmetry, name, similarities[name], permutations)
+        symmetry = problem.symmetry
+        chosen = chosen_groups(symmetry, self.groups)
+        check_pair(fixed, moving, symmetry)
+        moments = observe(
+            fixed,
+            moving,
+            problem,
+            kind=self.kind,
+            images=self.images,
+            batch_size=self.batch_size,
+            joint=False,
+            groups=_observed(symmetry, chosen),
+            on_step=on_step,
+        )
+        # Row norms are the same for every matching; without them, units that are always zero keep their order.
+        compared: Similarity = "product" if self.similarity == "l2" else self.similarity
+        similarities = {name: _similarity(places, compared) for name, places in moments.items() if places}
+        permutations = _permutations(symmetry, similarities, frozenset(symmetry.groups) - frozenset(chosen))
         trace: list[dict[str, float]] = []
         for number, name in enumerate(similarities):
-            pairs = matched(similarities[name], flat(symmetry, symmetry.chain(name), permutations))
+            of = _similarity(moments[name], "l2") if self.similarity == "l2" else similarities[name]
+            pairs = matched(of, flat(symmetry, symmetry.chain(name), permutations))
             places = len(moments[name])
             mean = pairs.mean().item() / places
             trace.append({"group": number, "units": len(pairs), "places": places, "similarity": mean})
@@ -77,31 +114,45 @@ class ActivationMatching(AnySymmetry):
         objective = sum(record["units"] * record["similarity"] for record in trace) / max(1, units)
         return Matching(Permutation(symmetry, permutations), objective, trace)
 
-    def _observe(
-        self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None
-    ) -> dict[str, dict[str, PairMoments]]:
-        """The moments of every group at every place where it is observed."""
-        if problem.model is None:
-            raise UserError("activation matching runs the networks, but no model was given; hand it the nn.Module")
-        probe = Probe(problem.model, problem.symmetry, self.kind)
-        states = [to_device(fixed, problem.device), to_device(moving, problem.device)]
-        moments: dict[str, dict[str, PairMoments]] = {name: {} for name in problem.symmetry.groups}
-        seen = 0
-        for images in problem.images(self.images, self.batch_size):
-            for group, place, (ours, theirs) in probe(states, images):
-                if place not in moments[group]:
-                    moments[group][place] = PairMoments.none(len(ours), ours.device)
-                moments[group][place].add(ours, theirs)
-            seen += len(images)
-            if on_step is not None:
-                on_step({"images": seen})
-        if not seen:
-            raise UserError("activation matching was given no images; raise alignment.images or hand it some batches")
-        return moments
 
-    def _similarity(self, group: str, places: dict[str, PairMoments]) -> Tensor:
-        found = [place.pearson() if self.similarity == "pearson" else place.product() for place in places.values()]
-        total = sum(found[1:], start=found[0])
-        if not total.isfinite().all():
-            raise UserError(f"activations of group {group!r} are not finite and cannot be compared; train again")
-        return total
+def _observed(symmetry: Symmetry, chosen: Sequence[str]) -> list[str]:
+    """The groups that have to be seen to match those in `chosen`: blocks are known by what lives inside them."""
+    inside = {
+        other
+        for name in chosen
+        for family in symmetry.families.values()
+        for other in family
+        if name in symmetry.groups[other].outer
+    }
+    return [name for name in symmetry.groups if name in inside.union(chosen)]
+
+
+def _permutations(symmetry: Symmetry, similarities: Mapping[str, Tensor], held: frozenset[str]) -> dict[str, Tensor]:
+    """The best permutations of all groups but those in `held`, which keep the identity."""
+    found = dict(Permutation.identity(symmetry))
+    for family in symmetry.families.values():
+        if held >= set(family):
+            continue
+        seen = {name: similarities[name] for name in family if name in similarities}
+        for name in held.intersection(family):
+            none = torch.zeros(symmetry.units(name), symmetry.units(name), dtype=torch.float64)
+            seen[name] = in_place(similarities.get(name, none), symmetry, name)
+        found |= assign_family(symmetry, family, seen)
+    for name in symmetry.shared:
+        if name not in held:
+            found[name] = assign_inside(symmetry, name, similarities[name], found)
+    return found
+
+
+def _similarity(places: Mapping[str, PairMoments], kind: Similarity) -> Tensor:
+    """(units, units): the sum of the similarities at all places where a group is observed."""
+    found = [_SIMILARITIES[kind](place) for place in places.values()]
+    return sum(found[1:], start=found[0])
+
+
+_SIMILARITIES: dict[Similarity, Callable[[PairMoments], Tensor]] = {
+    "pearson": PairMoments.pearson,
+    "product": PairMoments.product,
+    "cosine": PairMoments.cosine,
+    "l2": lambda moments: -moments.distance(),
+}

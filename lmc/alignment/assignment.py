@@ -1,6 +1,7 @@
 """Linear assignment: the best one-to-one matching for given similarities, of units and of blocks of units."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -101,6 +102,31 @@ def assign_inside(symmetry: Symmetry, name: str, similarity: Tensor, permutation
     blocks = similarity.reshape(len(held), lattice[-1], len(held), lattice[-1])
     rows = [assign(blocks[i, :, j, :]) for i, j in enumerate(held.tolist())]
     return torch.stack(rows).reshape(lattice)
+
+
+def assign_all(symmetry: Symmetry, similarities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the permutations that are best for given (units, units) similarities of all groups, where these lie.
+
+    Of a gradient, the vertex that Frank-Wolfe goes to; of a mixture, the permutation nearest to it. Groups that live
+    inside several families are assigned after them, which is not exact.
+    """
+    found: dict[str, Tensor] = {}
+    for family in symmetry.families.values():
+        found |= assign_family(symmetry, family, {name: similarities[name] for name in family})
+    for name in symmetry.shared:
+        found[name] = assign_inside(symmetry, name, similarities[name], found)
+    return {name: value.to(similarities[name].device) for name, value in found.items()}
+
+
+def in_place(similarity: Tensor, symmetry: Symmetry, name: str) -> Tensor:
+    """Return `similarity` (units, units) of a group such that inside every pair of blocks no unit is moved.
+
+    Pairs that are out of the question have minus infinity.
+    """
+    size = symmetry.groups[name].size
+    blocks = similarity.reshape(-1, size, len(similarity) // size, size)
+    still = torch.eye(size, dtype=torch.bool, device=similarity.device)[:, None, :]
+    return torch.where(still, blocks, -math.inf).reshape(similarity.shape)
 
 
 def flat(symmetry: Symmetry, chain: Sequence[str], permutation: Mapping[str, Tensor]) -> Tensor:

@@ -1,9 +1,10 @@
 """What an alignment method is given, and what it gives back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from lmc.errors import UserError
 from lmc.state import State, check_fits
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
-from lmc.symmetry.transform import LinearMap, refuse_blocks
+from lmc.symmetry.transform import AnyTransform, refuse_blocks
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Problem:
         device: where the numbers are computed; networks may lie elsewhere.
         batches: batch size -> the normalised float32 training images (B, C, H, W) without augmentation, in a fixed
             order; None where there are no data.
+        labelled: batch size -> the same images in the same order, each batch with its labels (B,) int64; None where
+            there are no data or no labels.
+        earlier: further checkpoints of both networks, (fixed, moving), from earlier moments of training, oldest first;
+            for methods that look for one permutation of all of them.
     """
 
     model: nn.Module | None
@@ -39,6 +44,8 @@ class Problem:
     seed: int
     device: torch.device
     batches: Callable[[int], Iterable[Tensor]] | None
+    labelled: Callable[[int], Iterable[tuple[Tensor, Tensor]]] | None = None
+    earlier: Sequence[tuple[State, State]] = ()
 
     def images(self, count: int | None, batch_size: int) -> Iterator[Tensor]:
         """Yield the first training images, at most `count` (None: all), on `device` in batches of `batch_size`.
@@ -48,14 +55,28 @@ class Problem:
         """
         if self.batches is None:
             raise UserError("this alignment looks at activations, but no images were given; hand it batches of images")
+        yield from (batch for (batch,) in self._first(((batch,) for batch in self.batches(batch_size)), count))
+
+    def examples(self, count: int | None, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the first training images with their labels, as `images` does.
+
+        Raises:
+            UserError: there are no data, or no labels.
+        """
+        if self.labelled is None:
+            raise UserError("this alignment looks at the loss, but no labels were given; hand it batches with labels")
+        yield from ((images, labels) for images, labels in self._first(self.labelled(batch_size), count))
+
+    def _first(self, batches: Iterable[tuple[Tensor, ...]], count: int | None) -> Iterator[tuple[Tensor, ...]]:
+        """The first `count` rows of what comes in batches (None: all), on `device`."""
         left = count
-        for batch in self.batches(batch_size):
+        for batch in batches:
             if left == 0:
                 return
-            chosen = batch if left is None else batch[:left]
-            if len(chosen):
-                yield chosen.to(self.device)
-            left = None if left is None else left - len(chosen)
+            chosen = tuple(tensor[:left] for tensor in batch)
+            if len(chosen[0]):
+                yield tuple(tensor.to(self.device) for tensor in chosen)
+            left = None if left is None else left - len(chosen[0])
 
 
 @dataclass(frozen=True)
@@ -67,24 +88,25 @@ class Matching:
         objective: what the method maximised (or minimised), at `transform`; its docstring says what that is.
         trace: one record of numbers for each step, in the order in which they were taken.
         complete: False if the method was interrupted (Ctrl-C) and this is the best it had until then.
-        fixed_transform: to be applied to the fixed network; None, but for methods that also merge units of one network.
+        fixed_transform: to be applied to the fixed network; None, but for methods that change both networks: that merge
+            units of one network, or fold its norms.
     """
 
-    transform: Permutation | LinearMap
+    transform: AnyTransform
     objective: float
     trace: list[dict[str, float]]
     complete: bool = True
-    fixed_transform: Permutation | LinearMap | None = None
+    fixed_transform: AnyTransform | None = None
 
     @property
     def permutation(self) -> Permutation:
         """The transform of a method that gives a permutation.
 
         Raises:
-            UserError: it gives a linear map.
+            UserError: it gives something else.
         """
         if not isinstance(self.transform, Permutation):
-            raise UserError("this method maps units to mixtures of units; there is no permutation to return")
+            raise UserError("this method gives something else than a permutation; take its transform")
         return self.transform
 
 
@@ -93,6 +115,16 @@ class Alignment(Protocol):
 
     needs_data: ClassVar[bool]
     """Whether `Problem.batches` and `Problem.model` are needed; if so, the data set is part of the key."""
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether something else than a permutation of the moving network is returned."""
+        ...
+
+    @property
+    def stacked(self) -> int:
+        """How many checkpoints in `Problem.earlier` are needed."""
+        ...
 
     def check(self, symmetry: Symmetry) -> None:
         """Raise a `UserError` if the method cannot handle some group of `symmetry`; called before any training."""
@@ -126,19 +158,64 @@ def until_interrupted() -> Iterator[Interruption]:
         log.warning("interrupted; the best matching so far is kept")
 
 
-class AnySymmetry:
-    """For methods that handle groups of every kind."""
+class OneCheckpoint:
+    """For methods that look at the networks as they are, and at no earlier checkpoint."""
+
+    @property
+    def stacked(self) -> int:
+        """None."""
+        return 0
+
+
+class AnySymmetry(OneCheckpoint):
+    """For methods that handle groups of every kind, and give a permutation."""
+
+    @property
+    def is_soft(self) -> bool:
+        """It gives a permutation."""
+        return False
 
     def check(self, symmetry: Symmetry) -> None:
         """Accept every symmetry."""
 
 
-class PlainGroupsOnly:
+class PlainGroupsOnly(OneCheckpoint):
     """For methods that return a matrix for each group, which is not defined for units inside blocks."""
+
+    @property
+    def is_soft(self) -> bool:
+        """It gives a matrix for each group."""
+        return True
 
     def check(self, symmetry: Symmetry) -> None:
         """Raise a `UserError` if some groups live inside others."""
         refuse_blocks(symmetry, type(self).__name__)
+
+
+def refuse_no_patterns(patterns: Sequence[str] | None) -> None:
+    """Raise a `UserError` if the list of patterns is empty."""
+    if patterns is not None and not patterns:
+        raise UserError("alignment.groups=[] would match nothing; name some groups, or leave it null for all")
+
+
+def chosen_groups(symmetry: Symmetry, patterns: Sequence[str] | None) -> list[str]:
+    """Return the groups of `symmetry` whose names fit one of the shell-style patterns, in its order; None for all.
+
+    A name fits itself, whatever brackets it has.
+
+    Raises:
+        UserError: a pattern fits none.
+    """
+    if patterns is None:
+        return list(symmetry.groups)
+
+    def fits(name: str, pattern: str) -> bool:
+        return name == pattern or fnmatchcase(name, pattern)
+
+    for pattern in patterns:
+        if not any(fits(name, pattern) for name in symmetry.groups):
+            raise UserError(f"alignment.groups: no group fits {pattern!r}; there are {', '.join(symmetry.groups)}")
+    return [name for name in symmetry.groups if any(fits(name, pattern) for pattern in patterns)]
 
 
 def check_pair(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], symmetry: Symmetry) -> None:

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -99,7 +100,21 @@ def observed(model: Residual, state: State, images: Tensor) -> dict[str, list[np
     return found
 
 
-@pytest.mark.parametrize("similarity", ["pearson", "product"])
+def compared(ours: np.ndarray, theirs: np.ndarray, similarity: str) -> np.ndarray:
+    """The similarity of all pairs of rows, by its definition."""
+    n = len(ours)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if similarity == "pearson":
+            return np.nan_to_num(np.corrcoef(ours, theirs)[:n, n:])
+        if similarity == "cosine":
+            lengths = np.linalg.norm(ours, axis=1)[:, None] * np.linalg.norm(theirs, axis=1)
+            return np.nan_to_num(ours @ theirs.T / lengths)
+    if similarity == "l2":
+        return -((ours[:, None] - theirs[None]) ** 2).mean(2)
+    return ours @ theirs.T / ours.shape[1]
+
+
+@pytest.mark.parametrize("similarity", ["pearson", "product", "cosine", "l2"])
 def test_each_group_is_matched_on_the_sum_over_its_places(
     model: Residual, symmetry: Symmetry, networks: tuple[State, State], images: Tensor, similarity: str
 ) -> None:
@@ -109,10 +124,7 @@ def test_each_group_is_matched_on_the_sum_over_its_places(
     for place, group in groups_of(symmetry).items():
         total = np.zeros((len(fixed[place][0]),) * 2)
         for ours, theirs in zip(fixed[place], moving[place], strict=True):
-            n = len(ours)
-            with np.errstate(invalid="ignore"):
-                pearson = np.nan_to_num(np.corrcoef(ours, theirs)[:n, n:])
-            total += pearson if similarity == "pearson" else ours @ theirs.T / ours.shape[1]
+            total += compared(ours, theirs, similarity)
         best = assign(torch.from_numpy(total))
         assert matching.permutation[group].tolist() == best.tolist()
         means[group] = total[np.arange(len(best)), best].mean() / len(fixed[place])
@@ -122,6 +134,73 @@ def test_each_group_is_matched_on_the_sum_over_its_places(
         assert record["places"] == (3 if name == groups_of(symmetry)["stream"] else 1)
     weighted = sum(means[name] * group.size for name, group in symmetry.groups.items())
     assert matching.objective == pytest.approx(weighted / sum(g.size for g in symmetry.groups.values()), rel=1e-4)
+
+
+def test_least_squares_finds_the_nearest_activations_as_the_product_does(
+    model: Residual, symmetry: Symmetry, networks: tuple[State, State], images: Tensor
+) -> None:
+    """Against every permutation of a group, on its distances summed over all of its places."""
+    fixed, moving = (observed(model, state, images) for state in networks)
+    given = problem(model, symmetry, images)
+    nearest, product = (ActivationMatching(images=None, similarity=s)(*networks, given) for s in ("l2", "product"))
+    assert nearest.permutation == product.permutation
+    assert nearest.objective < 0 < product.objective
+    for place, group in groups_of(symmetry).items():
+        orders = np.array(list(itertools.permutations(range(len(fixed[place][0])))))
+        total = np.zeros(len(orders))
+        for ours, theirs in zip(fixed[place], moving[place], strict=True):
+            pairs = ((ours[:, None] - theirs[None]) ** 2).mean(2)
+            total += pairs[np.arange(orders.shape[1]), orders].sum(1)
+        assert nearest.permutation[group].tolist() == orders[total.argmin()].tolist()
+
+
+@pytest.mark.parametrize("similarity", ["pearson", "product", "cosine", "l2"])
+def test_groups_in_sequence_are_matched_as_all_at_once(
+    model: Residual, symmetry: Symmetry, networks: tuple[State, State], images: Tensor, similarity: str
+) -> None:
+    """Group after group, each on the moving network in which the earlier ones have been permuted."""
+    fixed, moving = networks
+    given = problem(model, symmetry, images)
+    whole = ActivationMatching(images=None, similarity=similarity)(fixed, moving, given).permutation
+    found = Permutation.identity(symmetry)
+    for name in symmetry.groups:
+        step = ActivationMatching(images=None, similarity=similarity, groups=[name])(fixed, found.apply(moving), given)
+        found = step.permutation.compose(found)
+    assert found == whole
+    assert whole != Permutation.identity(symmetry)
+
+
+def test_only_chosen_groups_are_observed_and_move(
+    model: Residual, symmetry: Symmetry, networks: tuple[State, State], images: Tensor
+) -> None:
+    given, identity = problem(model, symmetry, images), Permutation.identity(symmetry)
+    whole = ActivationMatching(images=None)(*networks, given)
+    inner = groups_of(symmetry)["first"]
+    for patterns, chosen in (
+        ([inner], {inner}),
+        (["st*"], {groups_of(symmetry)["stream"]}),
+        (["first*", "second*"], set(symmetry.groups) - {groups_of(symmetry)["stream"]}),
+        (["*"], set(symmetry.groups)),
+    ):
+        found = ActivationMatching(images=None, groups=patterns)(*networks, given)
+        for name in symmetry.groups:
+            expected = whole.permutation if name in chosen else identity
+            assert found.permutation[name].tolist() == expected[name].tolist()
+        records = [r for name, r in zip(symmetry.groups, whole.trace, strict=True) if name in chosen]
+        assert [r["similarity"] for r in found.trace] == [r["similarity"] for r in records]
+
+
+def test_patterns_that_fit_no_group_are_refused(
+    model: Residual, symmetry: Symmetry, networks: tuple[State, State], images: Tensor
+) -> None:
+    method = ActivationMatching(groups=["stem", "thrid*"])
+    message = r"alignment\.groups: no group fits 'thrid\*'; there are " + ", ".join(symmetry.groups)
+    with pytest.raises(UserError, match=message):
+        method.check(symmetry)
+    with pytest.raises(UserError, match=message):
+        method(*networks, problem(model, symmetry, images))
+    with pytest.raises(UserError, match=r"alignment\.groups=\[\]"):
+        ActivationMatching(groups=[])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
@@ -145,17 +224,17 @@ def test_the_first_images_are_used(
 
 
 @pytest.mark.parametrize("kind", ["post", "pre"])
-@pytest.mark.parametrize("similarity", ["pearson", "product"])
+@pytest.mark.parametrize("similarity", ["pearson", "product", "cosine", "l2"])
 def test_planted_permutation_is_recovered(
     model: Residual, symmetry: Symmetry, images: Tensor, plant: Plant, kind: str, similarity: str
 ) -> None:
     fixed = states.of_model(model)
     # Signals of equal strength: uncentred products prefer strong units to equal ones.
-    given, noise = problem(model, symmetry, images), 0.01 if similarity == "pearson" else 0.0
+    given, noise = problem(model, symmetry, images), 0.01 if similarity in ("pearson", "cosine") else 0.0
     moving, truth = plant(symmetry, {n: t for n, t in fixed.items() if t.is_floating_point()}, 0, noise)
     moving |= {name: tensor for name, tensor in fixed.items() if not tensor.is_floating_point()}
     found = ActivationMatching(kind=kind, similarity=similarity, images=None)(fixed, moving, given)
-    if similarity == "pearson":
+    if similarity in ("pearson", "cosine"):
         assert found.permutation == truth
         assert found.objective > 0.8
     else:

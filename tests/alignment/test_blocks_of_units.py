@@ -12,8 +12,10 @@ from lmc import seeding, state
 from lmc.alignment.activation_matching import ActivationMatching
 from lmc.alignment.assignment import assign_family, flat
 from lmc.alignment.problem import Problem
+from lmc.alignment.similarity.correlation import PairMoments
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.alignment.weight_matching import WeightMatching
+from lmc.symmetry.activations import Probe
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Group, Symmetry
@@ -99,6 +101,80 @@ def test_the_best_of_the_whole_wreath_product_is_found(sizes: dict, outer: dict,
 
     best = max(map(value, elements(symmetry, family)))
     assert value(assign_family(symmetry, family, similarities)) == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_inside_blocks_least_squares_is_the_product_too(seed: int):
+    """Distances of all samples, summed over two places, for every element of the wreath product."""
+    symmetry, generator = by_hand({"heads": 3, "inside": 2}, {"inside": ("heads",)}), torch.Generator()
+    generator.manual_seed(seed)
+    places = [[torch.randn(6, 40, generator=generator) for _ in range(2)] for _ in range(2)]
+    products = torch.zeros(6, 6, dtype=torch.float64)
+    for ours, theirs in places:
+        moments = PairMoments.none(6, torch.device("cpu"))
+        moments.add(ours, theirs)
+        products += moments.product()
+    found = assign_family(symmetry, ("heads", "inside"), {"inside": products})
+
+    def distance(chosen: dict[str, Tensor]) -> float:
+        match = flat(symmetry, symmetry.chain("inside"), chosen)
+        return sum((ours.double() - theirs.double()[match]).square().mean(1).sum().item() for ours, theirs in places)
+
+    assert distance(found) == pytest.approx(min(map(distance, elements(symmetry, ("heads", "inside")))), abs=1e-9)
+
+
+CHOICES = [
+    ["query"], ["query/inside"], ["query/inside#2"], ["value/inside"], ["enter"], ["enter/inside"], ["grouped/inside"],
+    ["query", "value/inside"], ["query", "query/inside"], ["enter", "enter/inside"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=" and ".join)
+def test_chosen_groups_of_a_family_move_and_the_others_stay(chosen: list[str], network: nn.Module, symmetry: Symmetry):
+    """Against every permutation of the chosen groups: by the weights, and by the activations that they lead to."""
+    fixed = state.of_model(network)
+    with seeding.isolated(3, "chosen"):
+        moving = {name: 0.5 * torch.randn_like(tensor) for name, tensor in fixed.items()}
+    still, problem = Permutation.identity(symmetry), pose(network, symmetry)
+    everything = [Permutation(symmetry, {**still, **element}) for element in elements(symmetry, tuple(chosen))]
+    images = next(iter(problem.images(None, 64)))
+    seen = [name for name, group in symmetry.groups.items() if name in chosen or {*group.outer} & {*chosen}]
+    probe = Probe(network, symmetry, "pre", seen)
+
+    def by_weights(permutation: Permutation) -> float:
+        moved = permutation.apply(moving)
+        return sum((fixed[name].double() * moved[name].double()).sum().item() for name in symmetry.axes_of)
+
+    def by_activations(permutation: Permutation) -> float:
+        values = [rows for _, _, rows in probe([fixed, permutation.apply(moving)], images)]
+        return -sum((ours.double() - theirs.double()).square().mean(1).sum().item() for ours, theirs in values)
+
+    best = max(map(by_weights, everything))
+    for start in ("centre", "identity", "random"):
+        found = WeightMatching(restarts=1, start=start, groups=chosen)(fixed, moving, problem)
+        assert by_weights(found.permutation) == pytest.approx(best, rel=1e-5)
+        assert found.objective == pytest.approx(best, rel=1e-5)
+        assert all(found.permutation[name].equal(still[name]) for name in symmetry.groups if name not in chosen)
+    found = ActivationMatching(kind="pre", similarity="l2", groups=chosen)(fixed, moving, problem)
+    assert all(found.permutation[name].equal(still[name]) for name in symmetry.groups if name not in chosen)
+    reached = sum(record["units"] * record["places"] * record["similarity"] for record in found.trace)
+    assert reached == pytest.approx(by_activations(found.permutation), rel=1e-5)
+    assert reached == pytest.approx(max(map(by_activations, everything)), rel=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["product", "l2", "cosine"])
+def test_each_similarity_of_activations_sees_the_function_and_not_the_order(
+    similarity: str, network: nn.Module, symmetry: Symmetry
+):
+    fixed = state.of_model(network)
+    with seeding.isolated(2, "other"):
+        moving = {name: 0.5 * torch.randn_like(tensor) for name, tensor in fixed.items()}
+    shift = Permutation.random(symmetry, torch.Generator().manual_seed(4))
+    method = ActivationMatching(kind="pre", similarity=similarity)
+    plain = method(fixed, moving, pose(network, symmetry))
+    moved = method(fixed, shift.apply(moving), pose(network, symmetry))
+    assert moved.permutation.compose(shift) == plain.permutation
+    assert moved.objective == pytest.approx(plain.objective, rel=1e-5)
 
 
 def test_rows_of_heads_are_compared_as_loops_do(network: nn.Module, symmetry: Symmetry):

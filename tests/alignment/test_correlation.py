@@ -80,3 +80,26 @@ def test_units_equal_but_for_scale_and_shift_correlate_fully() -> None:
     found = pool(values, values * torch.tensor([[2.0], [0.1], [-1.0], [30.0]]) + 5, 100).pearson()
     torch.testing.assert_close(found.diagonal(), torch.tensor([1.0, 1.0, -1.0, 1.0]).double(), rtol=0, atol=1e-6)
     assert found.abs().max() <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 64, 211])
+def test_cosine_and_distance_are_not_centred(samples: tuple[Tensor, Tensor], batch: int) -> None:
+    fixed, moving = (values.double().numpy() for values in samples)
+    moments = pool(*samples, batch)
+    lengths = np.linalg.norm(fixed, axis=1)[:, None] * np.linalg.norm(moving, axis=1)
+    np.testing.assert_allclose(moments.cosine().numpy(), fixed @ moving.T / lengths, rtol=1e-10)
+    pairs = ((fixed[:, None] - moving[None]) ** 2).mean(2)
+    np.testing.assert_allclose(moments.distance().numpy(), pairs, rtol=1e-10)
+    assert (moments.cosine() - moments.pearson()).abs().max() > 0.1
+
+
+def test_a_unit_that_is_always_zero_has_no_cosine_but_a_distance(samples: tuple[Tensor, Tensor]) -> None:
+    fixed, moving = samples[0].clone(), samples[1]
+    fixed[2] = 0.0
+    moments = pool(fixed, moving, 17)
+    assert (moments.cosine()[2] == 0).all()
+    assert (moments.cosine()[[0, 1, 3, 4, 5]] != 0).all()
+    np.testing.assert_allclose(moments.distance()[2].numpy(), (moving.double() ** 2).mean(1).numpy(), rtol=1e-10)
+    same = pool(fixed, fixed, 17)
+    torch.testing.assert_close(same.distance().diagonal(), torch.zeros(6).double(), rtol=0, atol=1e-10)
+    assert (same.distance() >= 0).all()

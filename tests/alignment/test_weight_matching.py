@@ -1,13 +1,18 @@
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from lmc.alignment.problem import Matching, Problem
+from lmc.alignment.problem import Matching, Problem, chosen_groups
+from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.alignment.weight_matching import WeightMatching, outwards
 from lmc.errors import UserError
-from lmc.state import State
+from lmc.seeding import isolated
+from lmc.state import State, of_model
+from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
 
@@ -260,3 +265,216 @@ def test_descents_that_would_all_be_equal_are_refused() -> None:
     with pytest.raises(UserError, match=r"alignment\.restarts=2.*all descents are the same"):
         WeightMatching(restarts=2, start="identity", order="forward")
     assert WeightMatching(restarts=1, start="identity", order="forward").restarts == 1
+
+
+def stack(symmetry: Symmetry, draw: Draw, plant: Plant, seed: int, noise: float, count: int) -> tuple:
+    """Checkpoints of a network, noisy copies of them with one permutation, and what brings these back."""
+    fixed = [draw(symmetry, 100 * seed + k) for k in range(count)]
+    _, truth = plant(symmetry, fixed[0], seed, 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    moving = [
+        {n: t + noise * torch.randn(t.shape, generator=generator) for n, t in truth.inverse().apply(state).items()}
+        for state in fixed
+    ]
+    return fixed, moving, truth
+
+
+def test_a_stack_of_checkpoints_finds_what_none_of_them_shows(
+    perceptron: Symmetry, draw: Draw, pose: Pose, plant: Plant
+) -> None:
+    alone = together = 0
+    for seed in range(4):
+        fixed, moving, truth = stack(perceptron, draw, plant, seed, 2.5, 8)
+        pairs = list(zip(fixed, moving, strict=True))
+        problem = replace(pose(perceptron, seed), earlier=pairs[1:])
+        alone += sum(WeightMatching()(*pair, pose(perceptron, seed)).permutation == truth for pair in pairs)
+        found = WeightMatching(stacked=7)(*pairs[0], problem)
+        together += found.permutation == truth
+        total = sum(objective(*pair, found.permutation) for pair in pairs)
+        assert found.objective == pytest.approx(total, rel=1e-5)
+    assert (alone, together) == (0, 4)
+
+
+def test_the_last_of_the_earlier_checkpoints_are_stacked(perceptron: Symmetry, draw: Draw, pose: Pose) -> None:
+    states = [draw(perceptron, seed) for seed in range(8)]
+    (*earlier, (fixed, moving)) = zip(states[::2], states[1::2], strict=True)
+    problem = replace(pose(perceptron), earlier=earlier)
+    two = WeightMatching(stacked=2)(fixed, moving, problem)
+    same = WeightMatching(stacked=2)(fixed, moving, replace(problem, earlier=earlier[1:]))
+    assert two.permutation == same.permutation
+    assert two.objective == same.objective
+    total = sum(objective(*pair, two.permutation) for pair in (*earlier[1:], (fixed, moving)))
+    assert two.objective == pytest.approx(total, rel=1e-5)
+    none = WeightMatching()(fixed, moving, problem)
+    assert none.objective == WeightMatching()(fixed, moving, pose(perceptron)).objective
+    with pytest.raises(UserError, match=r"alignment\.stacked=4: there are 3 earlier checkpoints"):
+        WeightMatching(stacked=4)(fixed, moving, problem)
+    broken = {**states[0], "1.b": states[0]["1.b"] * float("nan")}
+    with pytest.raises(UserError, match=r"'1\.b' holds NaN"):
+        WeightMatching(stacked=1)(fixed, moving, replace(problem, earlier=[(states[2], broken)]))
+
+
+@pytest.mark.parametrize("similarity", ["inner_product", "cosine"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "concatenation", "three groups"])
+def test_no_single_group_can_be_improved_by_any_similarity(
+    symmetries: dict[str, Symmetry], draw: Draw, pose: Pose, name: str, similarity: str
+) -> None:
+    symmetry = symmetries[name]
+    fixed, moving = draw(symmetry, 1), draw(symmetry, 2)
+    matching = WeightMatching(restarts=2, similarity=similarity)(fixed, moving, pose(symmetry))
+    weights = WeightSimilarity(fixed, moving, symmetry, torch.device("cpu"), cosine=similarity == "cosine")
+    for restart in (0, 1):
+        values = [record["objective"] for record in matching.trace if record["restart"] == restart]
+        assert values == sorted(values)
+    for group in symmetry.groups:
+        orders = itertools.permutations(range(symmetry.groups[group].size))
+        best = max(weights.objective(with_group(matching.permutation, group, order)) for order in orders)
+        assert best <= matching.objective + 1e-4
+
+
+@pytest.mark.parametrize("network", ["perceptron", "convolutional", "residual"])
+def test_cosines_recover_a_planted_permutation_whatever_the_length_of_the_units(
+    request: pytest.FixtureRequest, draw: Draw, pose: Pose, plant: Plant, network: str
+) -> None:
+    symmetry = request.getfixturevalue(network)
+    fixed = draw(symmetry, 1)
+    moving, truth = plant(symmetry, fixed, 1, 0.1)
+    assert WeightMatching(restarts=1, similarity="cosine")(fixed, moving, pose(symmetry)).permutation == truth
+    shuffle = Permutation.random(symmetry, torch.Generator().manual_seed(3))
+    again = WeightMatching(restarts=1, similarity="cosine")(fixed, shuffle.apply(moving), pose(symmetry)).permutation
+    assert again == truth.compose(shuffle.inverse())
+
+
+def test_strong_units_decide_inner_products_but_not_cosines(
+    perceptron: Symmetry, draw: Draw, pose: Pose, plant: Plant
+) -> None:
+    """Rescaled units of a rectifier network: the same functions, of which inner products see the lengths."""
+    fixed = draw(perceptron, 1)
+    moving, truth = plant(perceptron, fixed, 1, 0.3)
+    factor = torch.logspace(-2, 2, 32)[torch.randperm(32, generator=torch.Generator().manual_seed(0))]
+    moving["1.w"], moving["1.b"] = moving["1.w"] * factor[:, None], moving["1.b"] * factor
+    moving["2.w"] = moving["2.w"] / factor
+    share = {
+        similarity: (
+            WeightMatching(restarts=1, similarity=similarity)(fixed, moving, pose(perceptron)).permutation["a"]
+            == truth["a"]
+        )
+        .double()
+        .mean()
+        for similarity in ("inner_product", "cosine")
+    }
+    assert share["cosine"] == 1
+    assert share["inner_product"] < 0.8
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_without_biases_and_normalisation_only_the_others_count(
+    build: Callable[..., Symmetry], draw: Draw, pose: Pose, start: str
+) -> None:
+    symmetry = build(
+        {"a": 12, "b": 9},
+        {
+            "1.weight": ("a", 4), "1.bias": ("a",), "norm.weight": ("a",), "norm.bias": ("a",),
+            "2.weight": ("b", "a"), "2.bias": ("b",), "3.weight": (2, "b"),
+        },
+    )  # fmt: skip
+    fixed, moving = draw(symmetry, 1), draw(symmetry, 2)
+    parts = {"biases": {"1.bias", "2.bias"}, "normalisation": {"norm.weight", "norm.bias"}}
+    for off in (["biases"], ["normalisation"], ["biases", "normalisation"]):
+        gone = set().union(*(parts[kind] for kind in off))
+        method = WeightMatching(restarts=1, start=start, **dict.fromkeys(off, False))
+        found = method(fixed, moving, pose(symmetry))
+        changed = {n: 100 * t if n in gone else t for n, t in moving.items()}
+        assert method(fixed, changed, pose(symmetry)).permutation == found.permutation
+        aligned = found.permutation.apply(moving)
+        rest = symmetry.shapes.keys() - gone
+        expected = sum((fixed[n].double() * aligned[n].double()).sum().item() for n in rest)
+        assert found.objective == pytest.approx(expected, rel=1e-5)
+    assert WeightMatching(restarts=1, start=start)(fixed, moving, pose(symmetry)).objective != found.objective
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "self-coupled"])  # there "s" is not linear
+def test_a_chosen_group_gets_the_best_of_its_permutations(
+    symmetries: dict[str, Symmetry], draw: Draw, pose: Pose, name: str, start: str
+) -> None:
+    symmetry = symmetries[name]
+    fixed, moving = draw(symmetry, 1), draw(symmetry, 2)
+    identity = Permutation.identity(symmetry)
+    for group in symmetry.groups:
+        found = WeightMatching(restarts=1, start=start, groups=[group])(fixed, moving, pose(symmetry))
+        orders = itertools.permutations(range(symmetry.groups[group].size))
+        best = max(objective(fixed, moving, with_group(identity, group, order)) for order in orders)
+        assert found.objective == pytest.approx(best, rel=1e-5)
+        assert objective(fixed, moving, found.permutation) == pytest.approx(best, rel=1e-5)
+        assert all(torch.equal(found.permutation[n], identity[n]) for n in symmetry.groups if n != group)
+
+
+def test_patterns_choose_groups(residual: Symmetry, draw: Draw, pose: Pose) -> None:
+    fixed, moving = draw(residual, 1), draw(residual, 2)
+    identity = Permutation.identity(residual)
+    found = WeightMatching(groups=["i[0-2]", "s"])(fixed, moving, pose(residual)).permutation
+    moved = {name for name in residual.groups if not torch.equal(found[name], identity[name])}
+    assert moved == {"i0", "i1", "i2", "s"}
+    whole, every = WeightMatching(restarts=2), WeightMatching(restarts=2, groups=["*"])
+    assert every(fixed, moving, pose(residual)).permutation == whole(fixed, moving, pose(residual)).permutation
+    with pytest.raises(UserError, match=r"no group fits 'x\*'; there are s, i0, i1, i2, i3, i4, i5"):
+        WeightMatching(groups=["s", "x*"]).check(residual)
+    with pytest.raises(UserError, match=r"alignment\.groups=\[\]"):
+        WeightMatching(groups=[])
+    WeightMatching(groups=["s"]).check(residual)
+
+
+def test_a_name_with_brackets_fits_itself(build: Callable[..., Symmetry]) -> None:
+    symmetry = build({"a[0]": 2, "a0": 2}, {"w": ("a[0]", "a0")})
+    assert chosen_groups(symmetry, ["a[0]"]) == ["a[0]", "a0"]
+    assert chosen_groups(symmetry, ["a0"]) == ["a0"]
+    assert chosen_groups(symmetry, None) == ["a[0]", "a0"]
+
+
+@pytest.mark.parametrize("similarity", ["inner_product", "cosine"])
+def test_units_inside_blocks_are_matched_by_every_similarity_stacked_or_not(similarity: str, pose: Pose) -> None:
+    """Heads, grouped convolutions, and what is shared between groups of two convolutions."""
+    for make in (lambda: nn.Sequential(nn.Conv1d(2, 6, 1), nn.Tanh(), nn.Conv1d(6, 8, 1, groups=2), nn.Tanh()), Heads):
+        with isolated(0, "test"):
+            model = nn.Sequential(make(), nn.Flatten(), nn.LazyLinear(2)).eval()
+            model(torch.zeros(1, 2, 4))
+        symmetry = discover(model, torch.zeros(2, 2, 4))
+        assert symmetry.outer
+        generator = torch.Generator().manual_seed(0)
+        shapes = {name: tensor.shape for name, tensor in of_model(model).items()}
+        fixed = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(3)]
+        planted = Permutation.random(symmetry, generator)
+        pairs = [(state, planted.apply(state)) for state in fixed]
+        for stacked in (0, 2):
+            problem = replace(pose(symmetry), earlier=pairs[1:])
+            found = WeightMatching(restarts=2, stacked=stacked, similarity=similarity)(*pairs[0], problem)
+            assert found.permutation == planted.inverse()
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.attention = nn.Linear(4, 6), nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.enter(x))
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_an_interrupted_search_returns_the_best_so_far(residual: Symmetry, draw: Draw, pose: Pose, after: int) -> None:
+    fixed, moving = draw(residual, 1), draw(residual, 2)
+    seen: list[float] = []
+
+    def stop(record: Mapping[str, float]) -> None:
+        seen.append(record["objective"])
+        if len(seen) == after:
+            raise KeyboardInterrupt
+
+    matching = WeightMatching(start="random", restarts=3)(fixed, moving, pose(residual), stop)
+    assert not matching.complete
+    assert len(matching.trace) == after
+    assert matching.objective == pytest.approx(max(seen), rel=1e-5)
+    assert matching.objective == pytest.approx(objective(fixed, moving, matching.permutation), rel=1e-5)
+    assert WeightMatching(restarts=1)(fixed, moving, pose(residual)).complete

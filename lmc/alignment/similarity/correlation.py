@@ -71,3 +71,20 @@ class PairMoments:
     def product(self) -> Tensor:
         """Return the (n, n) mean products E[a b], not centred (Ainsworth et al. 2023, Eq. 1)."""
         return self.products / self.count + torch.outer(*self.means)
+
+    def cosine(self) -> Tensor:
+        """Return the (n, n) cosines E[a b] / sqrt(E[a^2] E[b^2]), not centred; 0 for a unit that is always zero."""
+        scales = [torch.where(power > 0, power.rsqrt(), 0.0) for power in self._powers()]
+        return (self.product() * scales[0][:, None] * scales[1]).clamp(-1, 1)
+
+    def distance(self) -> Tensor:
+        """Return the (n, n) mean squared distances E[(a - b)^2], not centred."""
+        fixed, moving = self._powers()
+        return (fixed[:, None] + moving - 2 * self.product()).clamp(min=0)
+
+    def _powers(self) -> tuple[Tensor, Tensor]:
+        """(n,) mean squares E[a^2] of the units of both networks."""
+        first, second = (
+            squares / self.count + mean.square() for squares, mean in zip(self.squares, self.means, strict=True)
+        )
+        return first, second
