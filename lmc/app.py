@@ -37,7 +37,7 @@ def experiment(settings: dict[str, Any]) -> None:
     """Measure, write and draw the results, and mirror them to the tracker."""
     from lmc import pipeline, results
     from lmc.plan import prepare
-    from lmc.report.run import write_run
+    from lmc.report.run import FIGURES, write_run
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -54,10 +54,14 @@ def experiment(settings: dict[str, Any]) -> None:
         found = pipeline.run(plan, run)
         results.write_rows(folder / results.RESULTS_FILE, found.rows)
         results.write_path(folder / results.PATH_FILE, found.points)
+        for pair, matching in found.matchings.items():
+            results.write_matching(folder, pair, matching)
         table = write_run(folder)
         run.rows(found.rows)
         run.path(found.points)
-        run.figure("barrier", folder / "barrier.png")
+        for name in FIGURES:
+            if (folder / f"{name}.png").is_file():
+                run.figure(name, folder / f"{name}.png")
         results.write_summary(folder / results.SUMMARY_FILE, settings, choices, found.rows)
     log.info("%s", table)
     log.info("plot: %s", folder / "barrier.png")

@@ -38,6 +38,7 @@ class Config:
     training: Any = None
     endpoints: Any = None
     alignment: Any = None
+    merge: Any = None
     curve: Any = None
     statistics: Any = None
     evaluation: Any = None

@@ -17,6 +17,8 @@ from lmc.dataset.images import Dataset
 from lmc.endpoints.base import Endpoints
 from lmc.errors import UserError
 from lmc.evaluation.path import PathEvaluation
+from lmc.merge.base import JointMerge
+from lmc.merge.pairs import Pairs
 from lmc.statistics.base import Statistics
 from lmc.store import Artifact, Store, fingerprint
 from lmc.symmetry.discover import discover
@@ -27,7 +29,7 @@ from lmc.training.recipe import Training
 log = logging.getLogger(__name__)
 
 # A stage's version is raised when its code computes something else from the same settings: old artifacts stay unfound.
-VERSIONS = {"dataset": 1, "endpoints": 1, "alignment": 1, "curve": 1, "evaluation": 1}
+VERSIONS = {"dataset": 1, "endpoints": 1, "alignment": 1, "curve": 1, "evaluation": 2}
 
 # Constructor arguments that come from the dataset and not from the configuration.
 _GIVEN = {"architecture": ("input_shape", "classes")}
@@ -47,7 +49,7 @@ class Plan:
         dataset_key: what the stages that read data have among their parents.
         model: the architecture on `device`; its own weights do not matter.
         symmetry: of the architecture, proved.
-        training, endpoints, statistics, evaluation: the chosen options.
+        training, endpoints, merge, statistics, evaluation: the chosen options.
     """
 
     settings: Mapping[str, Any]
@@ -61,6 +63,7 @@ class Plan:
     symmetry: Symmetry
     training: Training
     endpoints: Endpoints
+    merge: JointMerge | Pairs
     statistics: Statistics
     evaluation: PathEvaluation
 
@@ -95,7 +98,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     """
     device = _device(settings["device"])
     torch.set_float32_matmul_precision("highest")  # barriers and matching statistics are float32, never TF32
-    groups = ("training", "endpoints", "alignment", "curve", "statistics", "evaluation")
+    groups = ("training", "endpoints", "alignment", "merge", "curve", "statistics", "evaluation")
     built = {group: config.build(settings[group], group) for group in groups}
     labels = built["endpoints"].labels(settings["seeds"])
     store = Store(Path(settings["store"]["root"]))
@@ -103,11 +106,18 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     dataset = _dataset(json.dumps(settings["dataset"]))
     with seeding.isolated(0, "plan"):
         model = _network(settings, dataset)
-    built["endpoints"].check(states.of_model(model))
+    built["endpoints"].check(states.of_model(model), built["training"].epochs)
+    if built["alignment"].stacked > (earlier := built["endpoints"].earlier_checkpoints):
+        raise UserError(
+            f"alignment.stacked={built['alignment'].stacked}: there are {earlier} earlier checkpoints of each network; "
+            "keep more of them with endpoints.keep_epochs=[...] or endpoints.earlier=[...], or stack fewer"
+        )
     example = torch.zeros(2, *dataset.input_shape)
     symmetry = discover(model.eval(), example)
     built["evaluation"].splits(dataset)  # more images asked for than there are?
     built["alignment"].check(symmetry)
+    if not isinstance(built["merge"], Pairs):
+        built["merge"].check(symmetry, built["alignment"])
     built["statistics"].bind(model, symmetry, (), dataset)
     proof = verify(model, symmetry, example)
     units = sum(symmetry.units(name) for name in symmetry.groups)
@@ -131,6 +141,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         symmetry=symmetry,
         training=built["training"],
         endpoints=built["endpoints"],
+        merge=built["merge"],
         statistics=built["statistics"],
         evaluation=built["evaluation"],
     )

@@ -12,14 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as serialise
 
 from lmc.errors import UserError
+
+VARIANCE = "variance_ratio"
+"""What is left, in the middle of a path, of the variance of a layer's pre-activations: before and after correction."""
 
 PathName = Literal["aligned", "unaligned"]
 RESULTS_FILE = "results.jsonl"
 PATH_FILE = "path.csv"
 SUMMARY_FILE = "summary.json"
+MATCHING_FILE = "matching_{}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,7 @@ def path_statistics(t: ArrayLike, values: ArrayLike, distance: ArrayLike | None 
         barrier: max_t L(t) - [(1-t) L(0) + t L(1)] (Entezari et al. 2022, Eq. 1; Frankle; Sharma).
         barrier_mean_endpoints: max_t L(t) - (L(0) + L(1)) / 2 (Ainsworth et al. 2023, Def. 2.2).
         barrier_midpoint: L(1/2) - (L(0) + L(1)) / 2 (Jordan et al. 2023); present only if 1/2 is a point of the grid.
+        path_midpoint: L(1/2), likewise.
         path_min, path_mean, path_max: over the points.
         path_length_mean: mean weighted by arc length, trapezoidal (Garipov et al. 2018).
 
@@ -127,6 +135,7 @@ def path_statistics(t: ArrayLike, values: ArrayLike, distance: ArrayLike | None 
     middle = np.flatnonzero(np.isclose(ts, 0.5, atol=1e-9))
     if len(middle):
         found["barrier_midpoint"] = float(ls[middle[0]] - mean_of_ends)
+        found["path_midpoint"] = float(ls[middle[0]])
     return found
 
 
@@ -249,6 +258,28 @@ def metric_rows(
 def path_label(path: str, pair: Sequence[int]) -> str:
     """Return the name of one measured path, for example "aligned/0-1"."""
     return f"{path}/{'-'.join(map(str, pair))}"
+
+
+def write_matching(folder: Path, pair: Sequence[int], matching: Mapping[str, Sequence[int]]) -> None:
+    """Write which unit is matched with which, as safetensors: group to (units,) int64, the moving network's unit."""
+    name = MATCHING_FILE.format("-".join(map(str, pair)))
+    (folder / name).write_bytes(serialise({group: np.array(units, np.int64) for group, units in matching.items()}))
+
+
+def read_matchings(folder: Path) -> dict[tuple[int, ...], dict[str, NDArray[np.int64]]]:
+    """Read what `write_matching` wrote into a folder: pair to matching.
+
+    Raises:
+        UserError: a file is damaged; names it.
+    """
+    found = {}
+    for path in sorted(folder.glob(MATCHING_FILE.format("*"))):
+        try:
+            pair = tuple(int(part) for part in path.stem.partition("_")[2].split("-"))
+            found[pair] = load_file(path)
+        except (ValueError, SafetensorError) as error:
+            raise UserError(f"{path} is damaged ({error}); run the experiment again") from None
+    return found
 
 
 def write_summary(path: Path, settings: Mapping[str, Any], choices: Mapping[str, str], rows: Sequence[Row]) -> None:

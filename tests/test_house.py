@@ -14,10 +14,11 @@ FLOORS = {
     **dict.fromkeys(("training", "symmetry"), 1),
     **dict.fromkeys(("curve", "statistics"), 2),
     **dict.fromkeys(("alignment",), 3),
-    **dict.fromkeys(("endpoints", "evaluation", "tracker"), 4),
+    **dict.fromkeys(("endpoints", "merge", "evaluation", "tracker"), 4),
     **dict.fromkeys(("plan",), 5),
-    **dict.fromkeys(("pipeline", "report", "inspection"), 6),
-    **dict.fromkeys(("app",), 7),
+    **dict.fromkeys(("stages", "report", "inspection"), 6),
+    **dict.fromkeys(("pipeline",), 7),
+    **dict.fromkeys(("app",), 8),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.
 VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results"}

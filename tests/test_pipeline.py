@@ -22,6 +22,9 @@ from lmc.symmetry.permutation import Permutation
 
 DATA = ["dataset=synthetic", "dataset.examples=60", "dataset.test_examples=30", "dataset.size=8", "dataset.channels=1"]
 NETWORK = ["architecture.width=6", "architecture.depth=2"]
+CONF = Path(config.conf_dir())
+# Settings that keep the methods which learn by gradient descent brief.
+BRIEF: dict[str, list[str]] = {}
 COST = ["training.epochs=2", "training.batch_size=20", "evaluation.grid=3", "tracker.mode=disabled"]
 
 
@@ -79,12 +82,14 @@ def test_every_documented_number_is_there():
             for metric, unit in (("loss", "nats"), ("error", "fraction")):
                 rows = [r for r in found.rows if (r.path, r.split, r.metric) == (path, split, metric)]
                 assert {r.what for r in rows} == {
-                    *("barrier", "barrier_mean_endpoints", "barrier_midpoint"),
+                    *("barrier", "barrier_mean_endpoints", "barrier_midpoint", "path_midpoint"),
                     *("path_min", "path_mean", "path_max", "path_length_mean"),
                 }
                 assert {(r.unit, r.examples, r.pair) for r in rows} == {(unit, examples, (0, 1))}
     assert len(values(found, what="endpoint")) == 2 * 2 * 2
-    assert {r.metric for r in found.rows if r.what == "alignment"} == {"objective", "seconds"}
+    metrics = {"objective", "seconds", "l2_reduction", "matched_correlation"}
+    assert {r.metric for r in found.rows if r.what == "alignment"} == metrics
+    assert {name: len(units) for name, units in found.matchings[0, 1].items()} == {"hidden.0": 6, "hidden.1": 6}
     assert len(found.points) == 2 * 2 * 3
 
 
@@ -113,6 +118,18 @@ def test_what_cannot_change_a_result_makes_no_new_artifact():
     assert computed == []
     _, computed = run("seed=1")
     assert computed == ["alignment 0-1", "alignment 0-1", "aligned path 0-1", "unaligned path 0-1"]
+
+
+def test_checkpoints_of_a_training_are_kept_and_stacked():
+    """Reference: a training that ends after the epoch that is kept; the rate of learning is constant."""
+    found, _ = run("endpoints.keep_epochs=[1]", "alignment.stacked=1")
+    assert all(math.isfinite(row.value) for row in found.rows)
+    root = Path(settings()["store"]["root"])
+    kept = {file.read_bytes() for file in root.glob("endpoints/*/earlier_0.safetensors")}
+    run("training.epochs=1")
+    ended = {file.read_bytes() for file in root.glob("endpoints/*/weights.safetensors")}
+    assert len(kept) == 2
+    assert kept < ended
 
 
 def test_a_new_seed_trains_only_its_own_network():
@@ -185,7 +202,7 @@ def test_every_convolutional_architecture_goes_all_the_way(architecture: str, no
 
 
 @pytest.mark.parametrize("curve", ["linear", "bezier", "polygonal_chain"])
-@pytest.mark.parametrize("statistics", ["none", "reset", "repair", "rescale"])
+@pytest.mark.parametrize("statistics", sorted(path.stem for path in CONF.glob("statistics/*.yaml")))
 def test_every_curve_and_statistics_go_all_the_way(curve: str, statistics: str):
     found, computed = run(f"curve={curve}", f"statistics={statistics}", "architecture.norm=batch")
     assert ("curve 0-1" in computed) == (curve != "linear")
@@ -195,8 +212,71 @@ def test_every_curve_and_statistics_go_all_the_way(curve: str, statistics: str):
 
 
 @pytest.mark.parametrize(
+    "alignment", sorted({path.stem for path in CONF.glob("alignment/*.yaml")} - {"transformer_matching"})
+)
+def test_every_alignment_goes_all_the_way(alignment: str):
+    found, _ = run(f"alignment={alignment}", *BRIEF.get(alignment, []))
+    assert all(math.isfinite(row.value) for row in found.rows)
+    is_soft = not found.matchings
+    assert is_soft == any(row.metric == "accuracy_change" for row in found.rows)
+    _, recomputed = run(f"alignment={alignment}", *BRIEF.get(alignment, []))
+    assert recomputed == []
+
+
+def test_the_stream_of_a_transformer_is_mapped():
+    """The orthogonal map of the folded network changes nothing in what it computes."""
+    size = "{img_size: 8, patch_size: 4, embed_dim: 12, depth: 2, num_heads: 2}"
+    network = ["architecture=timm", "architecture.name=vit_tiny_patch16_224", f"architecture.options={size}"]
+    chosen = composed(*DATA, *COST, *network, "alignment=transformer_matching", "alignment.restarts=2")
+    found = pipeline.run(plan.prepare(chosen), Stages())
+    changes = values(found, metric="accuracy_change")
+    assert changes == pytest.approx([0, 0], abs=1e-9)
+    assert not values(found, metric="l2_reduction")
+    with pytest.raises(UserError, match="no residual stream"):
+        run("alignment=transformer_matching")
+
+
+@pytest.mark.parametrize("merge", sorted(path.stem for path in CONF.glob("merge/*.yaml")))
+def test_every_merge_goes_all_the_way(merge: str):
+    found, computed = run("seeds=[0,1,2]", f"merge={merge}", *BRIEF.get(f"merge_{merge}", []))
+    assert ("frame of all networks" in computed) == (merge != "pairs")
+    assert {r.pair for r in found.rows if r.what == "barrier" and r.path == "aligned"} == {(0, 1), (0, 2), (1, 2)}
+    (cycle_error,) = values(found, what="alignment", metric="cycle_error")
+    assert cycle_error == 0 or merge == "pairs"
+    assert values(found, what="barycentre", path="aligned", split="test", metric="loss")
+    again, recomputed = run("seeds=[0,1,2]", f"merge={merge}", *BRIEF.get(f"merge_{merge}", []))
+    assert recomputed == []
+    assert again.rows == found.rows
+
+
+def test_the_pairs_of_a_frame_are_consistent(tmp_path: Path):
+    """Planted copies of one network: the frame undoes all of them, so that no pair has a barrier, nor their mean."""
+    (file,) = networks(tmp_path, 1)
+    weights = state.load(Path(file))
+    symmetry = discover(MLP(input_shape=(1, 8, 8), classes=10, width=6, depth=2, norm="none"), torch.zeros(2, 1, 8, 8))
+    files = [file]
+    for seed in (1, 2):
+        hidden = Permutation.random(symmetry, torch.Generator().manual_seed(seed))
+        state.save(hidden.apply(weights), tmp_path / f"moved{seed}.safetensors")
+        files.append(str(tmp_path / f"moved{seed}.safetensors"))
+    found, _ = run("endpoints=checkpoint", f"endpoints.files=[{','.join(files)}]", "merge=many", "statistics=none")
+    assert values(found, what="barrier", path="aligned", metric="loss") == pytest.approx([0] * 6, abs=1e-6)
+    assert values(found, metric="l2_reduction") == pytest.approx([1] * 3, abs=1e-6)
+    (mean,) = values(found, what="barycentre", path="aligned", split="test", metric="loss")
+    (own, *_) = values(found, what="endpoint", split="test", metric="loss")
+    assert mean == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["merge=many", "alignment=canonical_correlation"], "merge=many needs an alignment that gives a permutation"),
+        (["merge=many", "alignment=none"], "alignment=none leaves every network where it is"),
+        (["merge=many", "alignment.stacked=1", "endpoints.keep_epochs=[1]"], "merge=many cannot stack checkpoints"),
+        (["alignment.stacked=1"], r"alignment\.stacked=1: there are 0 earlier checkpoints of each network"),
+        (["endpoints.keep_epochs=[2]"], "training has 2 epochs and keeps the last one anyway"),
+        (["endpoints.keep_epochs=[1,1]"], "sort the epochs and give each once"),
+        (["endpoints=checkpoint", "endpoints.files=[a.pt,b.pt]", "endpoints.earlier=[[c.pt]]"], "the same number"),
         (["seeds=[]"], "at least two seeds"),
         (["seeds=[0]"], "at least two seeds"),
         (["seeds=[0,0]"], "a seed is there twice"),
@@ -281,8 +361,8 @@ def test_keys_of_the_default_experiment_are_pinned():
         "dataset": "8d4bdae67013",
         "architecture": "24198926d49d",
         "training": "0c20cbaf61ec",
-        "endpoints": "716879f7d3e3",
-        "alignment": "07899d7c2a4f",
+        "endpoints": "5603deabc3a0",
+        "alignment": "9b03d6aea547",
         "curve": "aa92bf2862ff",
         "statistics": "5f30ee5354b3",
         "evaluation": "6dc96ce562e1",

@@ -89,7 +89,7 @@ def test_each_path_gives_its_own_rows_for_loss_and_error():
     for what in ("barrier", "barrier_midpoint"):
         assert errors[what] == pytest.approx(0, abs=1e-15)
     assert errors["path_length_mean"] == pytest.approx(1 / 14)
-    assert len(rows) == 2 * 2 * 2 * 7
+    assert len(rows) == 2 * 2 * 2 * 8
 
 
 def test_mean_and_deviation_are_those_of_numpy():

@@ -12,6 +12,8 @@ from lmc.state import State
 from lmc.training.recipe import Training
 
 WEIGHTS_FILE = "weights.safetensors"
+EARLIER_FILE = "earlier_{}.safetensors"
+"""A checkpoint from an earlier moment of training; 0 is the oldest."""
 
 OnEpoch = Callable[[Mapping[str, float]], None]
 
@@ -45,11 +47,20 @@ class Endpoints(Protocol):
             UserError: they are too few, or not different.
         """
 
-    def check(self, expected: State) -> None:
-        """Raise a `UserError` where something that will be needed is missing or does not fit the architecture."""
+    @property
+    def earlier_checkpoints(self) -> int:
+        """How many checkpoints from earlier moments of training come with each network."""
+
+    def check(self, expected: State, epochs: int) -> None:
+        """Raise a `UserError` where something that will be needed is missing or does not fit.
+
+        Args:
+            expected: tensors of the architecture.
+            epochs: of the training.
+        """
 
     def identity(self, label: int) -> dict[str, Any]:
         """Return what tells network `label` from the others, as a part of its key."""
 
     def make(self, label: int, ingredients: Ingredients, folder: Path, on_epoch: OnEpoch) -> None:
-        """Write network `label` to `folder`, its weights as `WEIGHTS_FILE`."""
+        """Write network `label` to `folder`: its weights as `WEIGHTS_FILE`, earlier ones as `EARLIER_FILE`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc import state as states
-from lmc.endpoints.base import WEIGHTS_FILE, Ingredients, OnEpoch
+from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, OnEpoch
 from lmc.errors import UserError
 from lmc.state import State
 
@@ -18,10 +18,29 @@ class Checkpoint:
 
     Attributes:
         files: at least two paths, the reference first; results number the networks 0, 1, ... in this order.
+        earlier: for each of `files` the same number of checkpoints of the same network from earlier moments of its
+            training, the oldest first; for alignments that stack checkpoints. Empty: there are none.
+
+    Raises:
+        UserError: the networks have different numbers of earlier checkpoints.
     """
 
     files: tuple[str, ...]
+    earlier: tuple[tuple[str, ...], ...] = ()
     trains = False
+
+    def __post_init__(self) -> None:
+        counts = [len(files) for files in self.earlier]
+        if counts and (len(counts) != len(self.files) or len(set(counts)) > 1):
+            raise UserError(
+                f"endpoints.earlier has {counts} checkpoints for {len(self.files)} networks; give each of "
+                "endpoints.files the same number of them"
+            )
+
+    @property
+    def earlier_checkpoints(self) -> int:
+        """How many files of `earlier` each network has."""
+        return len(self.earlier[0]) if self.earlier else 0
 
     def labels(self, seeds: Sequence[int]) -> tuple[int, ...]:
         """Return the positions in `files`; `seeds` play no part."""
@@ -29,15 +48,22 @@ class Checkpoint:
             raise UserError(f"endpoints.files={list(self.files)}: a path joins two networks; give at least two files")
         return tuple(range(len(self.files)))
 
-    def check(self, expected: State) -> None:
+    def check(self, expected: State, epochs: int) -> None:
         """Read every file once and compare names and shapes with the architecture."""
-        for file in self.files:
+        for file in (*self.files, *(file for files in self.earlier for file in files)):
             states.check_fits(states.load(Path(file)), expected, f"checkpoint {file}")
 
     def identity(self, label: int) -> dict[str, Any]:
-        """Return the checksum of the file: its content, not its place, makes the key."""
-        return {"sha256": hashlib.sha256(Path(self.files[label]).read_bytes()).hexdigest()}
+        """Return the checksums of the files: their content, not their place, makes the key."""
+        found: dict[str, Any] = {"sha256": _checksum(self.files[label])}
+        return {**found, "earlier": [_checksum(file) for file in self.earlier[label]]} if self.earlier else found
 
     def make(self, label: int, ingredients: Ingredients, folder: Path, on_epoch: OnEpoch) -> None:
         """Copy the weights into the store."""
         states.save(states.load(Path(self.files[label])), folder / WEIGHTS_FILE)
+        for number, file in enumerate(self.earlier[label] if self.earlier else ()):
+            states.save(states.load(Path(file)), folder / EARLIER_FILE.format(number))
+
+
+def _checksum(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

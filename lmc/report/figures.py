@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lmc.report.lines import Line, Metric
+from lmc.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +18,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#767676"
 _PATH_COLOURS = {"unaligned": "#D55E00", "aligned": "#0072B2"}
 _SPLIT_STYLES: dict[str, Any] = {"train": "-", "validation": ":", "test": "--"}
+_CORRECTION_STYLES: dict[str, Any] = {"before": ":", "after": "-"}  # the correction of the merged network
 _PANELS: tuple[tuple[Metric, str, float], ...] = (("loss", "loss (nats)", 1.0), ("accuracy", "accuracy (%)", 100.0))
 _COLUMN_INCHES = 3.4
 _LEGEND_ENTRIES = 14
@@ -81,6 +85,37 @@ def sweep_figure(settings: Sequence[tuple[str, Lines]]) -> "Figure":
         common = [_key(GREY, "-", "unaligned"), *_split_keys(merged)]
         figure.legend(handles=common, loc="outside upper center", ncols=4)
         figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+        return figure
+
+
+def variance_figure(rows: Sequence[Row]) -> "Figure":
+    """Return what is left of the variance in every layer in the middle of the path, before and after correction.
+
+    Args:
+        rows: those of `lmc.results.VARIANCE`, in the order of the network; the mean over pairs is drawn.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    layers = list(dict.fromkeys(row.more["layer"] for row in rows))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_COLUMN_INCHES, 2.7), layout="constrained")
+        axes = figure.subplots()
+        shown = {path: colour for path, colour in _PATH_COLOURS.items() if any(row.path == path for row in rows)}
+        for path, colour in shown.items():
+            for when, style in _CORRECTION_STYLES.items():
+                of = [row for row in rows if row.path == path and row.metric == when]
+                means = [np.mean([row.value for row in of if row.more["layer"] == layer]) for layer in layers]
+                axes.plot(range(1, len(means) + 1), means, style, color=colour, marker="o", markersize=2.6)
+        axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("layer")
+        axes.set_ylabel("variance, share of the ends'")
+        colours = [_key(colour, "-", path) for path, colour in shown.items()]
+        styles = [_key("#333333", style, f"{when} correction") for when, style in _CORRECTION_STYLES.items()]
+        figure.legend(handles=[*colours, *styles], loc="outside upper center", ncols=2)
         return figure
 
 

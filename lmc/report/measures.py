@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lmc.report.grouping import Setting
 from lmc.results import Row, mean_and_deviation
@@ -21,7 +22,7 @@ class Measure:
         complement: it is 1 - value (an accuracy from an error).
         scale: factor from the value to what is shown (100 for %).
         digits: digits shown after the point.
-        lower_is_better: which end of the column is the good one.
+        lower_is_better: which end of the column is the good one; None if neither is.
     """
 
     name: str
@@ -35,12 +36,17 @@ class Measure:
     complement: bool = False
     scale: float = 1.0
     digits: int = 3
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True
 
     @property
     def heading(self) -> str:
         """The column's name in one line, with its unit."""
-        return f"{self.group} {self.label} ({self.unit})"
+        return f"{self.group} {self.own_heading}"
+
+    @property
+    def own_heading(self) -> str:
+        """The column's name below that of its group, with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def fits(self, row: Row) -> bool:
         """Tell whether `row` is one of the values of this column."""
@@ -81,6 +87,35 @@ def _barrier(path: str, split: str, metric: str, what: str = "barrier", group: s
     )
 
 
+def _accuracy(name: str, group: str, what: str, path: str | None = None) -> Measure:
+    return Measure(
+        name=f"{name}_test_accuracy",
+        group=group,
+        label="test accuracy",
+        unit="%",
+        what=what,
+        path=path,
+        split="test",
+        metric="error",
+        complement=True,
+        scale=100.0,
+        digits=2,
+        lower_is_better=False,
+    )
+
+
+def _level(group: str, what: str, path: str) -> Measure:
+    name, label = f"{group}_test_loss", "test loss"
+    return Measure(name=name, group=group, label=label, unit="nats", what=what, path=path, split="test", metric="loss")
+
+
+def _alignment(metric: str, label: str, unit: str, *, what: str = "alignment", digits: int = 2, **more: Any) -> Measure:
+    return Measure(
+        name=f"alignment_{metric}", group="alignment", label=label, unit=unit, what=what, metric=metric, digits=digits,
+        **more,
+    )  # fmt: skip
+
+
 MEASURES = (
     *(_barrier("aligned", split, metric) for metric in ("loss", "error") for split in ("train", "test")),
     *(
@@ -88,28 +123,17 @@ MEASURES = (
         for split in ("train", "test")
     ),
     _barrier("unaligned", "train", "loss"),
-    Measure(
-        name="endpoint_test_accuracy",
-        group="endpoints",
-        label="test accuracy",
-        unit="%",
-        what="endpoint",
-        split="test",
-        metric="error",
-        complement=True,
-        scale=100.0,
-        digits=2,
-        lower_is_better=False,
-    ),
-    Measure(
-        name="alignment_seconds",
-        group="alignment",
-        label="time",
-        unit="s",
-        what="alignment",
-        metric="seconds",
-        digits=2,
-    ),
+    _accuracy("midpoint", "aligned midpoint", "path_midpoint", "aligned"),
+    _accuracy("endpoint", "endpoints", "endpoint"),
+    _accuracy("barycentre", "barycentre", "barycentre", "aligned"),
+    _level("barycentre", "barycentre", "aligned"),
+    _alignment("l2_reduction", "L2 reduction", "%", scale=100.0, lower_is_better=False),
+    _alignment("objective", "objective", "", digits=4, lower_is_better=None),  # of every method its own
+    _alignment("matched_correlation", "matched correlation", "", digits=3, lower_is_better=False),
+    _alignment("accuracy_change", "accuracy change", "%", scale=100.0, split="test", lower_is_better=False),
+    _alignment("cycle_error", "cycle error", "%", scale=100.0),
+    _alignment("weight_matching", "as weight matching", "%", what="agreement", scale=100.0, lower_is_better=None),
+    _alignment("seconds", "time", "s", lower_is_better=None),
 )
 
 

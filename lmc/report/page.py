@@ -8,23 +8,32 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lmc.report.agreement import Agreements
 from lmc.report.chart import Curve, chart, style_of
 from lmc.report.lines import Line
 from lmc.report.measures import Estimate, Measure
-from lmc.report.tables import SweepTable
+from lmc.report.tables import SweepTable, percent
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SPLITS = ("train", "test")
+AGREEMENT = "Units that two alignments match alike, %"
 
 Named = Sequence[tuple[str, Mapping[tuple[str, str], Line]]]
 
 
-def page(table: SweepTable, named: Named, problems: Sequence[str], definitions: Sequence[str]) -> str:
+def page(
+    table: SweepTable,
+    named: Named,
+    agreements: Agreements | None,
+    problems: Sequence[str],
+    definitions: Sequence[str],
+) -> str:
     """Return the page as text.
 
     Args:
         table: the numbers.
         named: label and curves of each setting, in the order of the table's rows.
+        agreements: of the permutations; None: there are not two of them.
         problems: one line for everything that is missing.
         definitions: lines that say what the numbers are.
     """
@@ -36,6 +45,7 @@ def page(table: SweepTable, named: Named, problems: Sequence[str], definitions: 
         accuracy_chart=chart(curves, "accuracy", 100.0, "accuracy (%)"),
         legend="\n".join(_legend_entry(number, label) for number, (label, _) in enumerate(named)),
         table=_table(table),
+        agreements=_matrix(agreements),
         definitions="\n".join(f"<p>{escape(line)}</p>" for line in definitions),
         problems=_problems(problems),
         data=_data(curves),
@@ -134,11 +144,30 @@ def _cell(measure: Measure, value: Estimate | None, *, is_best: bool) -> str:
 
 
 def _best(measure: Measure, column: Sequence[Estimate | None]) -> int | None:
-    """The row with the best mean, if there are rows to choose from; time is no contest."""
+    """The row with the best mean, if there are rows to choose from and it is a contest."""
     known = [(value.mean, row) for row, value in enumerate(column) if value is not None and not math.isnan(value.mean)]
-    if len({mean for mean, _ in known}) < 2 or measure.unit == "s":
+    if len({mean for mean, _ in known}) < 2 or measure.lower_is_better is None:
         return None
     return (min(known) if measure.lower_is_better else max(known))[1]
+
+
+def _matrix(agreements: Agreements | None) -> str:
+    if agreements is None:
+        return ""
+    heads = "".join(f'<th scope="col" class="number">{escape(label)}</th>' for label in agreements.labels)
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(label)}</th>{"".join(_shade(share) for share in shares)}</tr>'
+        for label, shares in zip(agreements.labels, agreements.shares, strict=True)
+    )
+    table = f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    return (
+        f'<section class="card"><h2>{AGREEMENT}</h2><div class="scroll"><table class="matrix">\n{table}\n'
+        "</table></div></section>"
+    )
+
+
+def _shade(share: float | None) -> str:
+    return f'<td class="number" style="--share: {share or 0:.3f}">{percent(share)}</td>'
 
 
 def _problems(problems: Sequence[str]) -> str:

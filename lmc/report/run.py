@@ -4,27 +4,37 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lmc.errors import UserError
-from lmc.report.figures import run_figure, save
+from lmc.report.figures import run_figure, save, variance_figure
 from lmc.report.lines import lines
 from lmc.report.measures import of_values
 from lmc.report.runs import read_whole_path
 from lmc.report.text import as_text
-from lmc.results import PATH_FILE, RESULTS_FILE, Row, read_rows
+from lmc.results import PATH_FILE, RESULTS_FILE, VARIANCE, Row, read_rows
 
 FIGURE_STEM = "barrier"
+VARIANCE_STEM = "variance"
+FIGURES = (FIGURE_STEM, VARIANCE_STEM)
 _SHOWN_ONE_BY_ONE = 6
 _CELLS = (("train", "loss"), ("test", "loss"), ("train", "error"), ("test", "error"))
 _BARRIER_HEADS = ("train loss, nats", "test loss, nats", "train error, %", "test error, %")
 _LEVEL_HEADS = ("train loss, nats", "test loss, nats", "train accuracy, %", "test accuracy, %")
 _PATHS = ("unaligned", "aligned")
+_ALIGNMENT = (
+    ("objective", "objective", 1),
+    ("l2_reduction", "L2 reduction, %", 100),
+    ("matched_correlation", "matched correlation", 1),
+    ("accuracy_change", "accuracy change, %", 100),
+    ("cycle_error", "cycle error, %", 100),
+    ("seconds", "seconds", 1),
+)
 
 
 def write_run(folder: Path) -> str:
-    """Draw barrier.png and barrier.svg of a run folder from its results and return the table to be printed.
+    """Draw barrier.png and variance.png (and .svg) of a run folder and return the table to be printed.
 
     The table has the endpoints, the barrier (and its value at the midpoint) before and after alignment, on train and
     test data, in loss and in error (an error barrier of 5 % is an accuracy barrier of 5 points), and, where there are
-    such rows, the barycentre of all networks and the alignment's objective.
+    such rows, the barycentre of all networks and what is known of the alignment.
 
     Raises:
         UserError: results.jsonl is missing or damaged, or path.csv is damaged.
@@ -34,6 +44,9 @@ def write_run(folder: Path) -> str:
     rows = read_rows(folder / RESULTS_FILE)
     if (folder / PATH_FILE).is_file():
         save(run_figure(lines([read_whole_path(folder / PATH_FILE)])), folder / FIGURE_STEM)
+    variances = [row for row in rows if row.what == VARIANCE]
+    if variances:
+        save(variance_figure(variances), folder / VARIANCE_STEM)
     return run_table(rows)
 
 
@@ -64,11 +77,18 @@ def _barriers(title: str, rows: Sequence[Row], what: str) -> str:
 
 
 def _alignments(rows: Sequence[Row]) -> str:
-    body = [
-        [name, *(_mean([row.value for row in own if row.metric == metric], 4) for metric in ("objective", "seconds"))]
-        for name, own in _each(rows, "alignment")
+    chosen = [
+        row for row in rows if row.what == "alignment" and (row.metric, row.split) != ("accuracy_change", "train")
     ]
-    return as_text("Alignment", ["pair", "objective", "seconds"], body, names=1)
+    columns = [column for column in _ALIGNMENT if any(row.metric == column[0] for row in chosen)]
+    joint = [row for row in chosen if len(row.pair) > 2]
+    groups = [*_each([row for row in chosen if len(row.pair) == 2], "alignment")]
+    groups += [("-".join(map(str, joint[0].pair)), joint)] if joint else []
+    body = [
+        [name, *(_mean([row.value * scale for row in own if row.metric == metric], 4) for metric, _, scale in columns)]
+        for name, own in groups
+    ]
+    return as_text("Alignment", ["pair", *(head for _, head, _ in columns)], body, names=1)
 
 
 def _each(rows: Sequence[Row], what: str) -> Iterator[tuple[str, list[Row]]]:

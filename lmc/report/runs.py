@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lmc.errors import UserError
 from lmc.results import (
     PATH_FILE,
@@ -18,6 +21,7 @@ from lmc.results import (
     Row,
     group_paths,
     path_label,
+    read_matchings,
     read_path,
     read_rows,
 )
@@ -37,6 +41,8 @@ class FinishedRun:
         choices: config group (as its place in the configuration, "training.schedule") to the chosen option.
         rows: its results.
         points: its measured paths; empty if it measured none.
+        matchings: pair of networks to group to (units,), which unit of the moving network is matched with each of the
+            fixed one; only of pairs that are joined by a permutation.
     """
 
     folder: Path
@@ -44,6 +50,7 @@ class FinishedRun:
     choices: Mapping[str, str]
     rows: Sequence[Row]
     points: Sequence[PathPoint]
+    matchings: Mapping[tuple[int, ...], Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,12 @@ def _read(folder: Path, problems: list[str]) -> FinishedRun:
             points = read_whole_path(folder / PATH_FILE)
         except (UserError, csv.Error) as error:  # the table can do without the curves
             problems.append(str(error))
-    return FinishedRun(folder=folder, settings=settings, choices=choices, rows=rows, points=points)
+    try:
+        matchings = read_matchings(folder)
+    except UserError as error:  # the table can do without them too
+        problems.append(str(error))
+        matchings = {}
+    return FinishedRun(folder=folder, settings=settings, choices=choices, rows=rows, points=points, matchings=matchings)
 
 
 def read_whole_path(path: Path) -> list[PathPoint]:

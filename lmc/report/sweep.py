@@ -4,16 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmc.errors import UserError
+from lmc.report.agreement import Agreements, compare, with_agreement
 from lmc.report.figures import save, sweep_figure
 from lmc.report.lines import Line, lines
-from lmc.report.page import page
+from lmc.report.page import AGREEMENT, page
 from lmc.report.runs import collect
-from lmc.report.tables import SweepTable, comma_separated, latex, markdown, plain, tabulate
+from lmc.report.tables import SweepTable, comma_separated, latex, markdown, markdown_matrix, plain, tabulate
 
 FIGURE_STEM = "paths"
 DEFINITIONS = (
     "barrier: max over t of L(t) - [(1-t) L(0) + t L(1)]; midpoint barrier: L(1/2) - (L(0) + L(1)) / 2; nothing is "
     "clipped.",
+    "midpoint: t = 1/2. L2 reduction: by how much the alignment brings the weights closer, in shares of their "
+    "distance. Matched correlation: of the activations of matched units on training images. Accuracy change: of the "
+    "networks themselves, by an alignment that mixes units. Cycle error: units that do not come back to themselves "
+    "around three networks. As weight matching: units matched alike.",
     "Error barriers are in percentage points. mean ± sample standard deviation over pairs (endpoints: over networks).",
 )
 
@@ -38,14 +43,15 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
         more = "".join(f"; {problem}" for problem in found.problems[:1])
         raise UserError(f"no finished run below {names}{more}; run the experiment, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    table = tabulate(found.runs)
+    table = tabulate(with_agreement(found.runs))
+    agreements = compare(table.settings)
     curves = [lines(run.points for run in setting.runs) for setting in table.settings]
     named = [(setting.label, own) for setting, own in zip(table.settings, curves, strict=True)]
     files = {
-        "report.md": _markdown_report(table, found.problems, has_figure=any(curves)),
+        "report.md": _markdown_report(table, agreements, found.problems, has_figure=any(curves)),
         "report.csv": comma_separated(table),
         "report.tex": latex(table),
-        "report.html": page(table, named, found.problems, DEFINITIONS),
+        "report.html": page(table, named, agreements, found.problems, DEFINITIONS),
     }
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
@@ -62,10 +68,14 @@ def _draw(named: Sequence[tuple[str, dict[tuple[str, str], Line]]], out: Path) -
     return f"\nfigure: {png} (.svg)"
 
 
-def _markdown_report(table: SweepTable, problems: Sequence[str], *, has_figure: bool) -> str:
+def _markdown_report(
+    table: SweepTable, agreements: Agreements | None, problems: Sequence[str], *, has_figure: bool
+) -> str:
     parts = ["# Report", markdown(table), "\n".join(f"- {line}" for line in DEFINITIONS)]
     if has_figure:
         parts.append(f"![loss and accuracy along the paths]({FIGURE_STEM}.png)")
+    if agreements is not None:
+        parts.append(f"## {AGREEMENT}\n\n{markdown_matrix(agreements)}")
     if problems:
         parts.append("## Missing\n\n" + "\n".join(f"- {problem}" for problem in problems))
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
+from lmc.report.agreement import Agreements
 from lmc.report.grouping import Setting, group
 from lmc.report.measures import MEASURES, Estimate, Measure, estimate, pairs, written
 from lmc.report.runs import FinishedRun
@@ -57,6 +58,19 @@ def markdown(table: SweepTable) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
+def markdown_matrix(agreements: Agreements) -> str:
+    """Return a pipe table of the shares in per cent."""
+    heads = ["", *agreements.labels]
+    lines = [heads, ["---", *("---:" for _ in agreements.labels)]]
+    lines += [[label, *map(percent, row)] for label, row in zip(agreements.labels, agreements.shares, strict=True)]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def percent(share: float | None) -> str:
+    """Return a share as it is printed."""
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
 def comma_separated(table: SweepTable) -> str:
     """Return CSV in full precision and the units of results.jsonl: mean, standard deviation and count of each."""
     stream = StringIO()
@@ -81,7 +95,7 @@ def latex(table: SweepTable) -> str:
         spans.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(title)}}}")
         rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    heads = [*table.columns, "pairs", *(f"{measure.label} ({measure.unit})" for measure in table.measures)]
+    heads = [*table.columns, "pairs", *(measure.own_heading for measure in table.measures)]
     body = [_latex_row(cells) for cells in _cells(table, escape_latex, r"$\pm$", "--")]
     lines = [
         r"% \usepackage{booktabs}",

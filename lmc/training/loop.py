@@ -35,6 +35,7 @@ def fit(
     seed: int,
     folder: Path,
     on_epoch: Callable[[Mapping[str, float]], None],
+    keep: Callable[[int], None] = lambda epoch: None,
 ) -> None:
     """Train `trainable` on `dataset.train`, or continue where a killed run in `folder` stopped.
 
@@ -54,6 +55,8 @@ def fit(
         seed: of the order of the images, their augmentation and what `trainable` draws.
         folder: where history and checkpoint are written; made if absent.
         on_epoch: called after every epoch with its record.
+        keep: called with the number of every epoch (from 1) that has been trained, before its checkpoint is written: a
+            run that is killed in between trains the epoch again, and calls it again.
 
     Raises:
         UserError: the loss is no longer finite (names epoch, step and learning rate), there are fewer than two training
@@ -78,6 +81,7 @@ def fit(
             history.append(record)
             file.write(json.dumps(record) + "\n")
             file.flush()
+            keep(epoch + 1)
             if (epoch + 1) % training.checkpoint_every == 0 and epoch + 1 < training.epochs:
                 checkpoint.write(folder, trainable, run.optimizer, history, origin)
             on_epoch(record)

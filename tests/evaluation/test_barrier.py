@@ -31,7 +31,7 @@ def test_equals_the_path_evaluation(seeded, dataset, line, batches):
 def test_a_network_and_itself_have_none(seeded, batches, norm):
     state = of_model(seeded(0, norm=norm))
     found = barrier(seeded(9, norm=norm), state, dict(state), batches)
-    assert len(found["loss"]) == len(found["error"]) == 7
+    assert len(found["loss"]) == len(found["error"]) == 8
     assert all(abs(value) < 1e-6 for of in found.values() for name, value in of.items() if name.startswith("barrier"))
 
 

@@ -109,7 +109,7 @@ def test_rows_hold_every_statistic_of_every_path_split_and_metric():
     ]
     keys = {f"{path}/0-{n}": f"{path}{n}" for path in ("aligned", "unaligned") for n in (1, 2)}
     rows = path_rows(points, keys)
-    assert len(rows) == 8 * 2 * 7
+    assert len(rows) == 8 * 2 * 8
     found = {(r.what, r.path, r.pair, r.split, r.metric): r for r in rows}
     assert len(found) == len(rows)
     loss = found["barrier", "aligned", (0, 2), "test", "loss"]

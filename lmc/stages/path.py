@@ -1,0 +1,69 @@
+"""Pairs of networks joined by a line or a fitted curve, and the path measured."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lmc import config, results
+from lmc.curve.base import Curve
+from lmc.evaluation.path import path_points, read_raw, write_raw
+from lmc.plan import Plan, stage_key
+from lmc.results import VARIANCE, PathName
+from lmc.stages.base import Observer, Pair, Results
+from lmc.statistics.moments import Calibration
+from lmc.statistics.variance import variance_ratios
+
+LINE = {"_target_": "lmc.curve.linear.Linear"}
+"""What joins the unaligned pairs; the same option and so the same artifact as curve=linear."""
+
+_VARIANCE_FILE = "variance.json"
+_VARIANCE_IMAGES = 1000
+"""At most so many training images tell what is left of the variance of activations."""
+
+
+def measure_path(plan: Plan, name: PathName, pair: Pair, node: Mapping[str, Any], observer: Observer) -> Results:
+    """Fit or load the curve that joins a pair, and measure the path, and the variance of activations in its middle."""
+    curve: Curve = config.build(node, "curve")
+    curve_key, folder = _fitted(plan, curve, node, pair, observer)
+    path = curve.path(*pair.ends, folder)
+    made_of = {group: plan.identity(group) for group in ("statistics", "evaluation")}
+
+    def make(folder: Path) -> None:
+        correction = plan.statistics.bind(plan.model, plan.symmetry, pair.ends, plan.dataset)
+        with observer.stage(f"{name} path {pair.name}", len(plan.evaluation.points)) as advance:
+            write_raw(folder, plan.evaluation.measure(plan.model, path, correction, plan.dataset, advance))
+        middle = path.state(0.5)
+        images = Calibration(plan.dataset, min(_VARIANCE_IMAGES, len(plan.dataset.train)), batch_size=500)
+        ratios = variance_ratios(plan.model, plan.symmetry, pair.ends, middle, correction(middle, (0.5, 0.5)), images)
+        text = json.dumps([asdict(ratio) for ratio in ratios])
+        (folder / _VARIANCE_FILE).write_text(text, encoding="utf-8")
+
+    artifact = plan.stage("evaluation", made_of, [curve_key, plan.dataset_key], make)
+    points = path_points(read_raw(artifact.folder), pair.labels, name)
+    rows = results.path_rows(points, {results.path_label(name, pair.labels): artifact.key})
+    for ratio in json.loads((artifact.folder / _VARIANCE_FILE).read_text(encoding="utf-8")):
+        values = {when: ("ratio", ratio[when]) for when in ("before", "after")}
+        of_layer = results.metric_rows(VARIANCE, values, name, pair.labels, "train", _VARIANCE_IMAGES, artifact.key)
+        rows += [replace(row, more={"layer": ratio["layer"], "units": ratio["units"]}) for row in of_layer]
+    return Results(rows, points)
+
+
+def _fitted(
+    plan: Plan, curve: Curve, node: Mapping[str, Any], pair: Pair, observer: Observer
+) -> tuple[str, Path | None]:
+    """Return the key of the curve and, if it has to be fitted, the folder of what was fitted."""
+    made_of: dict[str, Any] = {"curve": config.identity(node, "curve")}
+    parents = [pair.fixed.key, pair.moving.key, pair.key]
+    training = curve.training
+    if training is None:
+        return stage_key("curve", made_of, parents), None
+    epochs = training.epochs
+
+    def make(folder: Path) -> None:
+        with observer.stage(f"curve {pair.name}", epochs) as advance:
+            curve.fit(plan.model, *pair.ends, plan.dataset, seed=plan.seed, folder=folder, on_epoch=advance)
+
+    artifact = plan.stage("curve", {**made_of, "seed": plan.seed}, [*parents, plan.dataset_key], make)
+    return artifact.key, artifact.folder
