@@ -1,11 +1,12 @@
 """Figures as a paper prints them: loss and accuracy along the path, legible in one column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmc.report.grouping import label_of
 from lmc.report.lines import Line, Metric
 from lmc.results import Row
 
@@ -21,7 +22,7 @@ _SPLIT_STYLES: dict[str, Any] = {"train": "-", "validation": ":", "test": "--"}
 _CORRECTION_STYLES: dict[str, Any] = {"before": ":", "after": "-"}  # the correction of the merged network
 _PANELS: tuple[tuple[Metric, str, float], ...] = (("loss", "loss (nats)", 1.0), ("accuracy", "accuracy (%)", 100.0))
 _COLUMN_INCHES = 3.4
-_LEGEND_ENTRIES = 14
+_COLUMNS = 4
 _SHORT_LABEL = 20
 _STYLE: Any = {  # matplotlib types its keys one by one, differently in each version
     "font.size": 8,
@@ -58,34 +59,82 @@ def run_figure(lines: Lines) -> "Figure":
         return figure
 
 
-def sweep_figure(settings: Sequence[tuple[str, Lines]]) -> "Figure":
+def sweep_figure(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "Figure":
     """Return the figure of a sweep: the mean aligned path of every setting, the unaligned ones grey behind them.
 
+    More settings than there are colours get panels: one for each value of the column that has most of them.
+
     Args:
-        settings: label and lines of each setting, in the order of the legend.
+        settings: values and lines of each setting, in the order of the legend.
     """
     from matplotlib import rc_context
 
     with rc_context(_STYLE):
-        shown = settings[:_LEGEND_ENTRIES]
-        columns = 2 if max(len(label) for label, _ in shown) <= _SHORT_LABEL else 1
-        figure, panels = _panels(height=4.4 + 0.17 * -(-len(shown) // columns))
+        if len(settings) > len(PALETTE):
+            return _panels_of_settings(settings)
+        labels = [label_of(values) for values, _ in settings]
+        columns = 2 if max(map(len, labels)) <= _SHORT_LABEL else 1
+        figure, panels = _panels(height=4.4 + 0.17 * -(-len(settings) // columns))
         for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
-            for line, split in _distinct_unaligned(settings):
-                _draw(axes, line, metric, scale, GREY, _SPLIT_STYLES[split], members=False)
-            for number, (_, lines) in enumerate(settings):
-                for (path, split), line in lines.items():
-                    if path != "unaligned":
-                        colour = PALETTE[number % len(PALETTE)]
-                        _draw(axes, line, metric, scale, colour, _SPLIT_STYLES[split], members=False)
-        keys = [_key(PALETTE[number % len(PALETTE)], "-", label) for number, (label, _) in enumerate(shown)]
-        if len(shown) < len(settings):
-            keys.append(_key("none", "-", f"and {len(settings) - len(shown)} more, see report.html"))
-        merged = {name: line for _, lines in settings for name, line in lines.items()}
-        common = [_key(GREY, "-", "unaligned"), *_split_keys(merged)]
-        figure.legend(handles=common, loc="outside upper center", ncols=4)
-        figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+            _draw_settings(axes, [lines for _, lines in settings], range(len(settings)), metric, scale)
+        _legends(figure, settings, list(zip(PALETTE, labels, strict=False)), columns)
         return figure
+
+
+def _panels_of_settings(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "Figure":
+    """The loss alone, a panel for each value of one column, a colour for each combination of the others."""
+    from matplotlib.figure import Figure
+
+    counts = [len({values[place] for values, _ in settings}) for place in range(len(settings[0][0]))]
+    column = counts.index(max(counts))
+    titles = list(dict.fromkeys(values[column] for values, _ in settings))
+    others = list(dict.fromkeys(values[:column] + values[column + 1 :] for values, _ in settings))
+    rows = -(-len(titles) // _COLUMNS)
+    keys = [(PALETTE[n % len(PALETTE)], label_of(values)) for n, values in enumerate(others) if values]
+    figure = Figure(figsize=(2 * _COLUMN_INCHES, 0.9 + 1.45 * rows + 0.17 * -(-len(keys) // 3)), layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, title in zip(panels, titles, strict=False):
+        own = [(values, lines) for values, lines in settings if values[column] == title]
+        colours = [others.index(values[:column] + values[column + 1 :]) for values, _ in own]
+        _draw_settings(axes, [lines for _, lines in own], colours, *_PANELS[0][::2])
+        axes.set_title(title)
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    for axes in panels[len(titles) :]:
+        axes.set_axis_off()
+    for number, axes in enumerate(panels[: len(titles)]):
+        if number % _COLUMNS == 0:
+            axes.set_ylabel(_PANELS[0][1])
+        if number + _COLUMNS >= len(titles):
+            axes.set_xlabel("t (0: fixed, 1: moving)")
+            axes.tick_params(labelbottom=True)
+    _legends(figure, settings, keys, 3)
+    return figure
+
+
+def _draw_settings(
+    axes: "Axes", settings: Sequence[Lines], colours: Iterable[int], metric: Metric, scale: float
+) -> None:
+    for line, split in _distinct_unaligned(settings):
+        _draw(axes, line, metric, scale, GREY, _SPLIT_STYLES[split], members=False)
+    for lines, number in zip(settings, colours, strict=True):
+        for (path, split), line in lines.items():
+            if path != "unaligned":
+                colour = PALETTE[number % len(PALETTE)]
+                _draw(axes, line, metric, scale, colour, _SPLIT_STYLES[split], members=False)
+
+
+def _legends(
+    figure: "Figure",
+    settings: Sequence[tuple[tuple[str, ...], Lines]],
+    keys: Sequence[tuple[str, str]],
+    columns: int,
+) -> None:
+    merged = {name: line for _, lines in settings for name, line in lines.items()}
+    common = [_key(GREY, "-", "unaligned"), *_split_keys(merged)]
+    figure.legend(handles=common, loc="outside upper center", ncols=4)
+    if keys:
+        own = [_key(colour, "-", label) for colour, label in keys]
+        figure.legend(handles=own, loc="outside lower center", ncols=columns)
 
 
 def variance_figure(rows: Sequence[Row]) -> "Figure":
@@ -152,11 +201,11 @@ def _draw(axes: "Axes", line: Line, metric: Metric, scale: float, colour: str, s
     axes.plot(line.t[[0, -1]], mean[[0, -1]], "o", color=colour, markerfacecolor="white", clip_on=False, zorder=3)
 
 
-def _distinct_unaligned(settings: Sequence[tuple[str, Lines]]) -> list[tuple[Line, str]]:
+def _distinct_unaligned(settings: Sequence[Lines]) -> list[tuple[Line, str]]:
     """The unaligned paths and their splits; settings of the same networks share theirs, which is drawn once."""
     found = {
         (split, line.loss.tobytes()): (line, split)
-        for _, lines in settings
+        for lines in settings
         for (path, split), line in lines.items()
         if path == "unaligned"
     }

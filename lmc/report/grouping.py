@@ -28,7 +28,12 @@ class Setting:
     @property
     def label(self) -> str:
         """The setting in one line."""
-        return ", ".join(value for value in self.values if value != ABSENT) or "all runs"
+        return label_of(self.values)
+
+
+def label_of(values: Sequence[str]) -> str:
+    """Return the values of some columns in one line."""
+    return ", ".join(value for value in values if value != ABSENT) or "all runs"
 
 
 def group(runs: Sequence[FinishedRun]) -> tuple[list[str], list[Setting]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from lmc.errors import UserError
 from lmc.report.agreement import Agreements, compare, with_agreement
 from lmc.report.figures import save, sweep_figure
+from lmc.report.grouping import Setting
 from lmc.report.lines import Line, lines
 from lmc.report.page import AGREEMENT, page
 from lmc.report.runs import collect
@@ -55,13 +56,13 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
     }
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
-    drawn = _draw(named, out)
+    drawn = _draw(table.settings, curves, out)
     missing = [f"missing: {problem}" for problem in found.problems]
     return "\n".join([plain(table), *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
 
 
-def _draw(named: Sequence[tuple[str, dict[tuple[str, str], Line]]], out: Path) -> str:
-    with_curves = [(label, own) for label, own in named if own]
+def _draw(settings: Sequence[Setting], curves: Sequence[dict[tuple[str, str], Line]], out: Path) -> str:
+    with_curves = [(setting.values, own) for setting, own in zip(settings, curves, strict=True) if own]
     if not with_curves:
         return ""
     png, _ = save(sweep_figure(with_curves), out / FIGURE_STEM)

@@ -58,21 +58,26 @@ def test_the_figure_of_a_run_shows_what_was_measured(three_pairs):
 
 def test_the_legends_cover_no_data(three_pairs):
     own = lines([three_pairs])
-    for figure in (run_figure(own), sweep_figure([(f"setting {n}", own) for n in range(9)])):
+    for figure in (run_figure(own), sweep_figure([((f"setting {n}",), own) for n in range(9)])):
         figure.draw_without_rendering()
         for legend in figure.legends:
             box = legend.get_window_extent()
-            assert all(not box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+            assert all(not box.overlaps(axes.get_tightbbox()) for axes in figure.axes if axes.axison)
             assert figure.bbox.contains(box.x0, box.y0)
             assert figure.bbox.contains(box.x1, box.y1)
 
 
-def test_a_sweep_of_many_settings_stays_within_its_legend(three_pairs):
+def test_more_settings_than_colours_get_a_panel_for_each_value_of_a_column(three_pairs):
     own = lines([three_pairs])
-    figure = sweep_figure([(f"setting {n}", own) for n in range(40)])
-    labels = [text.get_text() for text in figure.legends[1].get_texts()]
-    assert labels[0] == "setting 0"
-    assert labels[-1] == "and 26 more, see report.html"
+    settings = [((fix, f"method {n}"), own) for n in range(9) for fix in ("none", "repair")]
+    figure = sweep_figure(settings)
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in drawn] == [f"method {n}" for n in range(9)]
+    assert [text.get_text() for text in figure.legends[1].get_texts()] == ["none", "repair"]
+    for axes in drawn:
+        colours = {to_hex(line.get_color()).upper() for line in axes.lines}
+        assert {*PALETTE[:2]} < colours
+        assert PALETTE[2] not in colours
 
 
 def test_colours_are_told_apart_from_each_other_and_from_white():
