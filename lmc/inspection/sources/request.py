@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +89,7 @@ class Request:
         try:
             with warnings.catch_warnings(), seeding.isolated(self.seed, "inspection", "weights"):
                 warnings.simplefilter("ignore")  # of the libraries about their own arguments
-                with torch.device("meta" if self.meta else "cpu"):
-                    model = builder(*arguments, **self.settings)
+                model = self._called(builder, arguments)
         except UserError:
             raise
         except Exception as error:
@@ -97,6 +97,15 @@ class Request:
         if not isinstance(model, nn.Module):
             raise UserError(f"{self.spec} gives a {type(model).__name__}, not a torch.nn.Module")
         return model
+
+    def _called(self, builder: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if self.meta:
+            with suppress(NotImplementedError), torch.device("meta"):
+                return builder(*arguments, **self.settings)
+            # RegNet, for one, computes its widths with tensors, which have no numbers on the meta device: such a
+            # network is built with its weights, and loses them afterwards.
+        with torch.device("cpu"):
+            return builder(*arguments, **self.settings)
 
 
 @dataclass(frozen=True)
