@@ -95,7 +95,12 @@ def test_no_process_is_left_behind_by_a_survey_that_is_killed(folder: Path):
         _wait_for(lambda: started.exists() and started.read_text() != "")
         survey.kill()
     status = Path("/proc") / started.read_text() / "status"
-    _wait_for(lambda: not status.exists() or "State:\tZ" in status.read_text())  # what ended may wait to be reaped
+
+    def has_ended() -> bool:
+        return not status.exists() or "State:\tZ" in status.read_text()  # what ended may wait to be reaped
+
+    _wait_for(has_ended)
+    assert has_ended()
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
