@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from lmc import config
 from lmc.errors import UserError, refusal
 
 if TYPE_CHECKING:
+    from omegaconf import ListConfig
+
     from lmc.tracker.wandb import WandB
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,7 @@ def experiment(settings: dict[str, Any]) -> None:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    choices = {group: str(name) for group, name in hydra_config.runtime.choices.items() if name is not None}
+    choices = {group: _choice(name) for group, name in hydra_config.runtime.choices.items() if name}
     plan = prepare(settings)
     tracker: WandB = config.build(settings["tracker"], "tracker")
     with tracker.start(
@@ -56,6 +59,8 @@ def experiment(settings: dict[str, Any]) -> None:
         results.write_path(folder / results.PATH_FILE, found.points)
         for pair, matching in found.matchings.items():
             results.write_matching(folder, pair, matching)
+        for name, file in found.files.items():
+            shutil.copyfile(file, folder / name)
         table = write_run(folder)
         run.rows(found.rows)
         run.path(found.points)
@@ -66,6 +71,11 @@ def experiment(settings: dict[str, Any]) -> None:
     log.info("%s", table)
     log.info("plot: %s", folder / "barrier.png")
     log.info("numbers: %s", folder / results.RESULTS_FILE)
+
+
+def _choice(name: "str | ListConfig") -> str:
+    """The chosen option of a group, or all of them, where there may be many."""
+    return name if isinstance(name, str) else ",".join(name)
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ class Config:
     curve: Any = None
     statistics: Any = None
     evaluation: Any = None
+    analysis: dict[str, Any] = field(default_factory=dict)
     tracker: Any = None
     seeds: list[int] = field(default_factory=lambda: [0, 1])
     seed: int = 0

@@ -5,11 +5,12 @@ import itertools
 from lmc.merge.pairs import Pairs
 from lmc.plan import Plan
 from lmc.stages.alignment import IDENTITY, align, join
+from lmc.stages.analysis import analyse_pair, analyse_together
 from lmc.stages.barycentre import barycentre_rows, cycle_rows
 from lmc.stages.base import Observer, Pair, Results
 from lmc.stages.closeness import closeness_rows
 from lmc.stages.endpoints import endpoint, endpoint_rows
-from lmc.stages.path import LINE, measure_path
+from lmc.stages.path import LINE, join_pair, measure_path
 
 
 def run(plan: Plan, observer: Observer) -> Results:
@@ -38,12 +39,15 @@ def run(plan: Plan, observer: Observer) -> Results:
         found.rows += rows
     for pair, plain in zip(aligned, unaligned, strict=True):
         found.rows += closeness_rows(plan, pair)
-        found.add(measure_path(plan, "aligned", pair, plan.settings["curve"], observer))
-        found.add(measure_path(plan, "unaligned", plain, LINE, observer))
+        joined = join_pair(plan, pair, plan.settings["curve"], observer)
+        found.add(measure_path(plan, "aligned", joined, observer))
+        found.add(measure_path(plan, "unaligned", join_pair(plan, plain, LINE, observer), observer))
+        found.add(analyse_pair(plan, joined, observer))
         if (matching := pair.matching) is not None:
             found.matchings[pair.labels] = matching
     if len(networks) > 2:
         found.rows += cycle_rows(aligned)
         found.rows += barycentre_rows(plan, "aligned", aligned)
         found.rows += barycentre_rows(plan, "unaligned", unaligned)
+    found.add(analyse_together(plan, aligned, observer))
     return found

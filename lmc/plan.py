@@ -13,6 +13,7 @@ from torch import nn
 
 from lmc import config, seeding
 from lmc import state as states
+from lmc.analysis.base import Analysis, Setting
 from lmc.dataset.images import Dataset
 from lmc.endpoints.base import Endpoints
 from lmc.errors import UserError
@@ -29,7 +30,7 @@ from lmc.training.recipe import Training
 log = logging.getLogger(__name__)
 
 # A stage's version is raised when its code computes something else from the same settings: old artifacts stay unfound.
-VERSIONS = {"dataset": 1, "endpoints": 1, "alignment": 1, "curve": 1, "evaluation": 2}
+VERSIONS = {"dataset": 1, "endpoints": 1, "alignment": 1, "curve": 1, "evaluation": 2, "analysis": 1}
 
 # Constructor arguments that come from the dataset and not from the configuration.
 _GIVEN = {"architecture": ("input_shape", "classes")}
@@ -50,6 +51,8 @@ class Plan:
         model: the architecture on `device`; its own weights do not matter.
         symmetry: of the architecture, proved.
         training, endpoints, merge, statistics, evaluation: the chosen options.
+        analyses: the chosen options of a group that may have many, by name.
+        setting: what the analyses know before anything is trained.
     """
 
     settings: Mapping[str, Any]
@@ -66,6 +69,8 @@ class Plan:
     merge: JointMerge | Pairs
     statistics: Statistics
     evaluation: PathEvaluation
+    analyses: Mapping[str, Analysis]
+    setting: Setting
 
     def identity(self, group: str) -> dict[str, Any]:
         """Return what the chosen option of `group` contributes to a key."""
@@ -100,6 +105,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     torch.set_float32_matmul_precision("highest")  # barriers and matching statistics are float32, never TF32
     groups = ("training", "endpoints", "alignment", "merge", "curve", "statistics", "evaluation")
     built = {group: config.build(settings[group], group) for group in groups}
+    analyses = {name: config.build(node, f"analysis.{name}") for name, node in settings["analysis"].items()}
     labels = built["endpoints"].labels(settings["seeds"])
     store = Store(Path(settings["store"]["root"]))
     store.check_writable()
@@ -129,21 +135,34 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         proof.error,
     )
     identity = {**config.identity(settings["dataset"], "dataset"), "checksum": dataset.checksum}
+    dataset = dataset.to(device)
+    setting = Setting(
+        model=model.to(device),
+        symmetry=symmetry,
+        dataset=dataset,
+        splits=built["evaluation"].splits(dataset),
+        curve=built["curve"],
+        labels=labels,
+    )
+    for analysis in analyses.values():
+        analysis.check(setting)
     return Plan(
         settings=settings,
         labels=labels,
         seed=settings["seed"],
         device=device,
         store=store,
-        dataset=dataset.to(device),
+        dataset=dataset,
         dataset_key=stage_key("dataset", identity, ()),
-        model=model.to(device),
+        model=model,
         symmetry=symmetry,
         training=built["training"],
         endpoints=built["endpoints"],
         merge=built["merge"],
         statistics=built["statistics"],
         evaluation=built["evaluation"],
+        analyses=analyses,
+        setting=setting,
     )
 
 

@@ -15,10 +15,11 @@ FLOORS = {
     **dict.fromkeys(("curve", "statistics"), 2),
     **dict.fromkeys(("alignment",), 3),
     **dict.fromkeys(("endpoints", "merge", "evaluation", "tracker"), 4),
-    **dict.fromkeys(("plan",), 5),
-    **dict.fromkeys(("stages", "report", "inspection"), 6),
-    **dict.fromkeys(("pipeline",), 7),
-    **dict.fromkeys(("app",), 8),
+    **dict.fromkeys(("analysis",), 5),
+    **dict.fromkeys(("plan",), 6),
+    **dict.fromkeys(("stages", "report", "inspection"), 7),
+    **dict.fromkeys(("pipeline",), 8),
+    **dict.fromkeys(("app",), 9),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.
 VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results"}

@@ -23,6 +23,7 @@ OPTIONS = sorted(
     if path.parent != CONF and path.relative_to(CONF).parts[0] not in {*GLOBAL, "hydra"}
 )
 OVERLAYS = sorted(path.relative_to(CONF) for group in GLOBAL for path in (CONF / group).rglob("*.yaml"))
+MANY = {"analysis"}  # groups of which any number is chosen, each at a place of its own below the group
 GIVEN = {"architecture": {"input_shape": (3, 32, 32), "classes": 10}}
 REQUIRED = {"endpoints/checkpoint.yaml": ["endpoints.files=[a.safetensors,b.safetensors]"]}
 
@@ -40,10 +41,10 @@ def chosen(option: Path) -> tuple[dict[str, Any], str]:
     """The node of an option, composed into the whole configuration, and its place there."""
     group = option.parent.as_posix()
     settings = composed([f"{group}={option.stem}", *REQUIRED.get(option.as_posix(), [])])
-    node = settings
-    for part in option.parent.parts:
+    node, parts = settings, option.with_suffix("").parts if group in MANY else option.parent.parts
+    for part in parts:
         node = node[part]
-    return node, ".".join(option.parent.parts)
+    return node, ".".join(parts)
 
 
 def target_of(option: Path) -> type:

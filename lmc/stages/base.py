@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from lmc.alignment.assignment import flat
@@ -30,17 +31,20 @@ class Results:
         points: the raw paths that barriers come from.
         matchings: pair to group to the unit of the moving network that each unit of the fixed one is matched with; only
             of pairs that are joined by a permutation.
+        files: what analyses leave for the report: the name in the folder of the run to the file in the store.
     """
 
     rows: list[Row] = field(default_factory=list)
     points: list[PathPoint] = field(default_factory=list)
     matchings: dict[tuple[int, int], dict[str, list[int]]] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def add(self, other: "Results") -> None:
         """Append what `other` holds."""
         self.rows += other.rows
         self.points += other.points
         self.matchings |= other.matchings
+        self.files |= other.files
 
 
 @dataclass(frozen=True)

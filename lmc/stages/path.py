@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lmc import config, results
 from lmc.curve.base import Curve
+from lmc.curve.base import Path as CurvePath
 from lmc.evaluation.path import path_points, read_raw, write_raw
 from lmc.plan import Plan, stage_key
 from lmc.results import VARIANCE, PathName
@@ -23,11 +24,31 @@ _VARIANCE_IMAGES = 1000
 """At most so many training images tell what is left of the variance of activations."""
 
 
-def measure_path(plan: Plan, name: PathName, pair: Pair, node: Mapping[str, Any], observer: Observer) -> Results:
-    """Fit or load the curve that joins a pair, and measure the path, and the variance of activations in its middle."""
+@dataclass(frozen=True)
+class Joined:
+    """A pair and the path that joins it.
+
+    Attributes:
+        pair: the two networks.
+        path: from the fixed to the moving one.
+        key: of the curve.
+    """
+
+    pair: Pair
+    path: CurvePath
+    key: str
+
+
+def join_pair(plan: Plan, pair: Pair, node: Mapping[str, Any], observer: Observer) -> Joined:
+    """Fit or load the curve that joins a pair."""
     curve: Curve = config.build(node, "curve")
-    curve_key, folder = _fitted(plan, curve, node, pair, observer)
-    path = curve.path(*pair.ends, folder)
+    key, folder = _fitted(plan, curve, node, pair, observer)
+    return Joined(pair, curve.path(*pair.ends, folder), key)
+
+
+def measure_path(plan: Plan, name: PathName, joined: Joined, observer: Observer) -> Results:
+    """Measure the path of a pair, and the variance of activations in its middle."""
+    pair, path = joined.pair, joined.path
     made_of = {group: plan.identity(group) for group in ("statistics", "evaluation")}
 
     def make(folder: Path) -> None:
@@ -40,7 +61,7 @@ def measure_path(plan: Plan, name: PathName, pair: Pair, node: Mapping[str, Any]
         text = json.dumps([asdict(ratio) for ratio in ratios])
         (folder / _VARIANCE_FILE).write_text(text, encoding="utf-8")
 
-    artifact = plan.stage("evaluation", made_of, [curve_key, plan.dataset_key], make)
+    artifact = plan.stage("evaluation", made_of, [joined.key, plan.dataset_key], make)
     points = path_points(read_raw(artifact.folder), pair.labels, name)
     rows = results.path_rows(points, {results.path_label(name, pair.labels): artifact.key})
     for ratio in json.loads((artifact.folder / _VARIANCE_FILE).read_text(encoding="utf-8")):
