@@ -40,7 +40,7 @@ def experiment(settings: dict[str, Any]) -> None:
     """Measure, write and draw the results, and mirror them to the tracker."""
     from lmc import pipeline, results
     from lmc.plan import prepare
-    from lmc.report.run import FIGURES, write_run
+    from lmc.report.run import write_run
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
@@ -61,14 +61,13 @@ def experiment(settings: dict[str, Any]) -> None:
             results.write_matching(folder, pair, matching)
         for name, file in found.files.items():
             shutil.copyfile(file, folder / name)
-        table = write_run(folder)
+        report = write_run(folder)
         run.rows(found.rows)
         run.path(found.points)
-        for name in FIGURES:
-            if (folder / f"{name}.png").is_file():
-                run.figure(name, folder / f"{name}.png")
+        for figure in report.figures:
+            run.figure(figure.stem, figure)
         results.write_summary(folder / results.SUMMARY_FILE, settings, choices, found.rows)
-    log.info("%s", table)
+    log.info("%s", report.table)
     log.info("plot: %s", folder / "barrier.png")
     log.info("numbers: %s", folder / results.RESULTS_FILE)
 

@@ -162,14 +162,33 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     unknown = re.fullmatch(r"Could not override '([\w./]+)'\.?", lines[0])
     if unknown:
         name = unknown.group(1)
+        if (remedy := _unchosen(name, overrides)) is not None:
+            return f"{name} is not a setting yet; {remedy}"
         known = _known_settings(name, overrides)
         return f"{name} is not a setting; {nearest(name, known)}known: {', '.join(known)}"
     internal = ("full_key", "object_type", "reference_type")
     return "; ".join([line for line in dict.fromkeys(lines) if not line.startswith(internal)][:2])
 
 
-def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
-    """The settings beside the unknown setting `name`, for the options that `overrides` choose."""
+def _unchosen(name: str, overrides: Sequence[str]) -> str | None:
+    """How to choose the option that the setting `name` would belong to, if none of its group is chosen."""
+    *parents, _ = name.split(".")
+    node: Any = _with_choices(overrides)
+    for place, parent in enumerate(parents, 1):
+        path = Path(conf_dir(), *parents[:place])
+        if parent not in node:
+            return f"choose {path.parent.name}=[{parent}]" if path.with_suffix(".yaml").is_file() else None
+        node = node[parent]
+        if node is None and path.is_dir():
+            options = ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
+            return f"choose an option with {'/'.join(parents[:place])}=NAME; known: {options}"
+        if node is None:
+            return None
+    return None
+
+
+def _with_choices(overrides: Sequence[str]) -> "DictConfig":
+    """The configuration with the options that `overrides` choose, and nothing else of them."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -179,9 +198,15 @@ def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
         try:
-            node: Any = compose("config", choices)
+            return compose("config", choices)
         except HydraException:  # a sweep's list of options, or an option of the user's own folder
-            node = compose("config")
+            return compose("config")
+
+
+def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
+    """The settings beside the unknown setting `name`, for the options that `overrides` choose."""
+    folder = Path(conf_dir())
+    node: Any = _with_choices(overrides)
     *parents, _ = name.split(".")
     for parent in parents:
         if parent not in node:

@@ -10,7 +10,7 @@ from lmc.stages.barycentre import barycentre_rows, cycle_rows
 from lmc.stages.base import Observer, Pair, Results
 from lmc.stages.closeness import closeness_rows
 from lmc.stages.endpoints import endpoint, endpoint_rows
-from lmc.stages.path import LINE, join_pair, measure_path
+from lmc.stages.path import LINE, join_pairs, measure_path
 
 
 def run(plan: Plan, observer: Observer) -> Results:
@@ -37,11 +37,12 @@ def run(plan: Plan, observer: Observer) -> Results:
     else:
         aligned, rows = join(plan, plan.merge, networks, observer)
         found.rows += rows
-    for pair, plain in zip(aligned, unaligned, strict=True):
+    curves = join_pairs(plan, aligned, plan.settings["curve"], observer)
+    lines = join_pairs(plan, unaligned, LINE, observer)
+    for pair, joined, line in zip(aligned, curves, lines, strict=True):
         found.rows += closeness_rows(plan, pair)
-        joined = join_pair(plan, pair, plan.settings["curve"], observer)
         found.add(measure_path(plan, "aligned", joined, observer))
-        found.add(measure_path(plan, "unaligned", join_pair(plan, plain, LINE, observer), observer))
+        found.add(measure_path(plan, "unaligned", line, observer))
         found.add(analyse_pair(plan, joined, observer))
         if (matching := pair.matching) is not None:
             found.matchings[pair.labels] = matching

@@ -48,6 +48,7 @@ class Plan:
         store: where artifacts are kept.
         dataset: on `device`.
         dataset_key: what the stages that read data have among their parents.
+        networks_key: the same for the training of networks: of the poisoned images, where the data are tampered with.
         model: the architecture on `device`; its own weights do not matter.
         symmetry: of the architecture, proved.
         training, endpoints, merge, statistics, evaluation: the chosen options.
@@ -62,6 +63,7 @@ class Plan:
     store: Store
     dataset: Dataset
     dataset_key: str
+    networks_key: str
     model: nn.Module
     symmetry: Symmetry
     training: Training
@@ -154,6 +156,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         store=store,
         dataset=dataset,
         dataset_key=stage_key("dataset", identity, ()),
+        networks_key=stage_key("dataset", _of_networks(identity, dataset), ()),
         model=model,
         symmetry=symmetry,
         training=built["training"],
@@ -164,6 +167,14 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         analyses=analyses,
         setting=setting,
     )
+
+
+def _of_networks(identity: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What the images that networks are trained on are known by: how many others are kept clean does not matter."""
+    found = {**identity, "checksum": dataset.for_networks.checksum}
+    if "trigger" in found:
+        found["trigger"] = {name: value for name, value in found["trigger"].items() if name != "clean"}
+    return found
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
-from lmc.curve.base import Curve, Path
+from lmc.curve.base import Curve, JointCurve, Path
 from lmc.dataset.images import Dataset
 from lmc.evaluation.measure import Splits
 from lmc.state import State
@@ -34,7 +34,7 @@ class Setting:
     symmetry: Symmetry
     dataset: Dataset
     splits: Splits
-    curve: Curve
+    curve: Curve | JointCurve
     labels: tuple[int, ...]
 
 
@@ -82,11 +82,12 @@ class Finding:
 class Analysis(Protocol):
     """A further look; it runs on every pair, or once on all networks."""
 
-    together: ClassVar[bool]
-    """Whether it looks at all networks at once instead of at each pair."""
-
     files: ClassVar[tuple[str, ...]]
     """The raw results that it leaves in its folder, for the report and for whoever wants to look again."""
+
+    @property
+    def together(self) -> bool:
+        """Whether it looks at all networks at once instead of at each pair."""
 
     def steps(self, setting: Setting) -> int | None:
         """Return how many times `on_step` will be called; None: not known."""

@@ -55,3 +55,32 @@ class Curve(Protocol):
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> Path:
         """Return the path from `fixed` to `moving` through the inner points in `folder` (None: there are none)."""
         ...
+
+
+@runtime_checkable
+class JointCurve(Protocol):
+    """A kind of path whose inner points belong to all networks at once, not to a pair.
+
+    Attributes:
+        training: how its inner points are trained.
+    """
+
+    @property
+    def training(self) -> Training: ...  # noqa: D102 (above)
+
+    def fit_jointly(
+        self,
+        model: nn.Module,
+        networks: Sequence[Mapping[str, Tensor]],
+        dataset: Dataset,
+        *,
+        seed: int,
+        folder: FilePath,
+        on_epoch: Callable[[Mapping[str, float]], None],
+    ) -> None:
+        """Train the inner points of `networks`, all in one frame; write them and their history into `folder`."""
+        ...
+
+    def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> Path:
+        """Return the path between two of these networks through the inner points in `folder`."""
+        ...

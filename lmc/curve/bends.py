@@ -1,12 +1,11 @@
 """Training the inner control points of a curve."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmc.curve.flat import Layout
+from lmc.curve.bending import Bending, combination
 from lmc.state import State
 
 
@@ -40,18 +39,9 @@ class BendsTrainable:
         self.decay_on_sample = decay is not None
         self._decay = decay or 0.0
         self._weights = weights
-        bending = {name: fixed[name] for name, p in model.named_parameters() if p.requires_grad}
-        self._aliases = _aliases(model, bending)
-        rest = {name: t for name, t in fixed.items() if name not in bending and name not in self._aliases}
-        self._layout = Layout(bending, channels_last=channels_last)
-        first, last = self._layout.flatten(fixed), self._layout.flatten(moving)
-        along = torch.linspace(0, 1, bends + 2).tolist()
-        self._controls = torch.stack([torch.lerp(first, last, t) for t in along])
-        # A leaf that shares its memory with the inner rows, so that the point is one product with all the rows.
+        self._bending = Bending(model, fixed, moving, channels_last=channels_last)
+        self._controls = straight_chain(self._bending.flatten(fixed), self._bending.flatten(moving), bends)
         self._leaf = self._controls[1:-1].detach().requires_grad_()
-        self._straight = Layout({name: t for name, t in rest.items() if t.is_floating_point()})
-        self._straight_ends = self._straight.flatten(fixed), self._straight.flatten(moving)
-        self._whole = {name: t.clone() for name, t in rest.items() if not t.is_floating_point()}
 
     def parameters(self) -> list[Tensor]:
         """Return the one leaf, (bends, P)."""
@@ -63,11 +53,8 @@ class BendsTrainable:
 
     def at(self, t: float) -> State:
         """Return the network at `t`, differentiable in `parameters`; its buffers are throw-away copies."""
-        point: Tensor = _Point.apply(self._leaf, self._controls, self._weights(t), self._decay)
-        state = self._layout.views(point)
-        state |= {alias: state[name] for alias, name in self._aliases.items()}
-        state |= self._straight.views(torch.lerp(*self._straight_ends, t))
-        return state | self._whole
+        point = combination(self._leaf, self._controls, self._weights(t), slice(1, -1), self._decay)
+        return self._bending.network(point, t)
 
     def tensors(self) -> State:
         """Return the leaf by its name in checkpoints."""
@@ -79,35 +66,9 @@ class BendsTrainable:
 
     def points(self) -> list[State]:
         """Return the inner control points in order, each a dict of detached contiguous tensors that bend."""
-        points = [self._layout.views(row) for row in self._leaf.detach()]
-        named = [point | {alias: point[name] for alias, name in self._aliases.items()} for point in points]
-        return [{name: view.clone(memory_format=torch.contiguous_format) for name, view in p.items()} for p in named]
+        return self._bending.points(self._leaf)
 
 
-class _Point(torch.autograd.Function):
-    """weights @ controls, (P,); its gradient goes to the inner control points, with that of the decay added."""
-
-    @staticmethod
-    def forward(ctx: Any, leaf: Tensor, controls: Tensor, weights: list[float], decay: float) -> Tensor:
-        point = torch.tensor(weights, device=controls.device) @ controls
-        ctx.inner, ctx.decay = weights[1:-1], decay
-        ctx.save_for_backward(point if decay else None)
-        return point
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        # Changed in place, which saves two passes over memory: it is the fresh concatenation that the one split of the
-        # point has made, and nobody else holds it.
-        (gradient,) = gradients
-        if ctx.decay:
-            gradient.add_(ctx.saved_tensors[0], alpha=ctx.decay)
-        if len(ctx.inner) == 1:
-            return gradient.mul_(ctx.inner[0])[None], None, None, None
-        return torch.outer(torch.tensor(ctx.inner, device=gradient.device), gradient), None, None, None
-
-
-def _aliases(model: nn.Module, bending: Mapping[str, Tensor]) -> dict[str, str]:
-    """The further names of tied parameters, each with the name under which it bends."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tied = model.named_parameters(remove_duplicate=False)
-    return {name: names[id(p)] for name, p in tied if names[id(p)] != name and names[id(p)] in bending}
+def straight_chain(first: Tensor, last: Tensor, inner: int) -> Tensor:
+    """Return (inner + 2, P): `first`, `inner` evenly spaced points of the line, `last` (vectors of length P)."""
+    return torch.stack([torch.lerp(first, last, t) for t in torch.linspace(0, 1, inner + 2).tolist()])

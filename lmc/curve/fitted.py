@@ -3,25 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path as FilePath
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from lmc.curve.bends import BendsTrainable
-from lmc.curve.linear import on_line
+from lmc.curve.points import BENDS_FILE, PointsPath, read_points, write_points
 from lmc.dataset.images import Dataset
-from lmc.errors import UserError
 from lmc.seeding import derive
-from lmc.state import State, check_fits, load, save, to_device
+from lmc.state import check_fits, to_device
 from lmc.training.loop import fit
 from lmc.training.recipe import Training
 
-BENDS_FILE = "bends.safetensors"
+__all__ = ["BENDS_FILE", "Fitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,79 +104,13 @@ class Fitted(ABC):
             folder=folder,
             on_epoch=on_epoch,
         )
-        points = enumerate(trainable.points(), 1)
-        save({f"bend{i}.{name}": tensor for i, point in points for name, tensor in point.items()}, folder / BENDS_FILE)
+        write_points(trainable.points(), folder)
 
-    def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> "FittedPath":
+    def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:
         """Return the path through the inner points that `fit` wrote into `folder`.
 
         Raises:
             UserError: the file is missing or damaged, holds another number of bends, or is of another architecture.
             ValueError: no folder is given.
         """
-        if folder is None:
-            raise ValueError("a fitted curve needs the folder of its bends")
-        check_fits(moving, fixed, "the moving network")
-        file = folder / BENDS_FILE
-        points: list[State] = [{} for _ in range(self.bends)]
-        for name, tensor in load(file).items():
-            number, _, inner = name.removeprefix("bend").partition(".")
-            if not number.isdecimal() or not 1 <= int(number) <= self.bends:
-                raise UserError(
-                    f"{file} holds {name!r}, but the curve has {self.bends} bends; set curve.bends to match"
-                )
-            if inner not in fixed:
-                raise UserError(f"{file} is of another architecture: the networks have no tensor {inner!r}")
-            points[int(number) - 1][inner] = tensor.to(fixed[inner].device)
-        for index, point in enumerate(points, 1):
-            check_fits(point, {name: fixed[name] for name in points[0]}, f"{file}, bend {index},")
-        return FittedPath(self, fixed, moving, points)
-
-
-class FittedPath:
-    """A curve between two networks; a `Path`.
-
-    Args:
-        curve: whose weights combine the control points.
-        fixed: the network at t = 0.
-        moving: the network at t = 1.
-        points: the inner control points in order, each with the tensors that bend.
-    """
-
-    def __init__(
-        self, curve: Fitted, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], points: Sequence[State]
-    ) -> None:
-        self._curve, self._fixed, self._moving, self._points = curve, fixed, moving, points
-
-    def state(self, t: float) -> State:
-        """Return the network at `t` (see `Path.state`)."""
-        state = on_line(self._fixed, self._moving, t)
-        if t in (0, 1):
-            return state
-        weights = self._curve.weights(t)
-        for name in self._points[0]:
-            controls = (self._fixed[name], *(point[name] for point in self._points), self._moving[name])
-            state[name] = _combine(weights, controls)
-        return state
-
-    def distance(self, grid: Sequence[float]) -> list[float]:
-        """Return the lengths (see `Path.distance`)."""
-        return self._curve.arc_length(self._gram, grid)
-
-    @cached_property
-    def _gram(self) -> NDArray[np.float64]:
-        gram = torch.zeros(len(self._points) + 1, len(self._points) + 1, dtype=torch.float64)
-        for name in self._points[0]:
-            controls = (self._fixed[name], *(point[name] for point in self._points), self._moving[name])
-            steps = torch.stack([control.double().flatten() for control in controls]).diff(dim=0)
-            gram += (steps @ steps.T).cpu()
-        return gram.numpy()
-
-
-def _combine(weights: Sequence[float], controls: Sequence[Tensor]) -> Tensor:
-    """sum_i weights[i] * controls[i]; a weight of 0 adds nothing, so that a control point alone comes out unchanged."""
-    terms = [(weight, control) for weight, control in zip(weights, controls, strict=True) if weight != 0]
-    total = terms[0][1] * terms[0][0]
-    for weight, control in terms[1:]:
-        total.add_(control, alpha=weight)
-    return total
+        return PointsPath(self, fixed, moving, read_points(folder, fixed, moving, self.bends, "curve.bends"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import ClassVar
 
@@ -65,13 +66,21 @@ class LinearPath:
 
     def distance(self, grid: Sequence[float]) -> list[float]:
         """Return the lengths (see `Path.distance`)."""
+        return [t * self._length for t in grid]
+
+    @cached_property
+    def _length(self) -> float:
         squares = [
             (self._moving[name].double() - tensor.double()).square().sum()
             for name, tensor in self._fixed.items()
-            if tensor.is_floating_point() and name.rpartition(".")[2] not in _RUNNING
+            if tensor.is_floating_point() and not is_running(name)
         ]
-        length = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        return [t * length for t in grid]
+        return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def is_running(name: str) -> bool:
+    """Tell whether a tensor is a running statistic of a normalisation layer, by its name."""
+    return name.rpartition(".")[2] in _RUNNING
 
 
 def on_line(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], t: float) -> State:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lmc.curve.chain import Chain
 from lmc.curve.fitted import Fitted
 
 
@@ -15,11 +16,8 @@ class PolygonalChain(Fitted):
 
     def weights(self, t: float) -> list[float]:
         """Return the hat functions at `t`: at most two are not zero."""
-        segments = self.bends + 1
-        return [max(0.0, 1.0 - abs(t * segments - i)) for i in range(segments + 1)]
+        return Chain(self.bends + 1).weights(t)
 
     def arc_length(self, gram: NDArray[np.float64], grid: Sequence[float]) -> list[float]:
         """Return the lengths, exact: each segment takes the same share of t."""
-        ends = np.concatenate([[0.0], np.cumsum(np.sqrt(np.diagonal(gram).clip(min=0)))])
-        places = np.asarray(grid, dtype=np.float64) * (self.bends + 1)
-        return [float(length) for length in np.interp(places, np.arange(len(ends)), ends)]
+        return Chain(self.bends + 1).arc_length(gram, grid)

@@ -60,6 +60,25 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Tampered:
+    """What belongs to the tampering with networks, and is kept from what comes after.
+
+    Attributes:
+        train: poisoned; what networks are trained on.
+        validation: clean images that no network is trained on; those with which it may be repaired are among them.
+        marked: test images of other classes than the attacker's target with the trigger, labelled with the target.
+    """
+
+    train: Images
+    validation: Images
+    marked: Images
+
+    def to(self, device: str | torch.device) -> "Tampered":
+        """Return the same with all images on `device`."""
+        return Tampered(*(images.to(device) for images in (self.train, self.validation, self.marked)))
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Three splits in memory with everything needed to train on them.
 
@@ -70,6 +89,8 @@ class Dataset:
         mean, std: for each channel, of pixels scaled to [0, 1].
         augmentation: what training does to a batch before it is normalised.
         checksum: sha256 of all images and labels, split by split.
+        tampered: what networks are trained on if it is not `train`; None: it is. `train` is then what there is for all
+            that comes after: clean images, none of which a network was trained on.
     """
 
     name: str
@@ -81,6 +102,16 @@ class Dataset:
     std: tuple[float, ...]
     augmentation: Augmentation
     checksum: str
+    tampered: Tampered | None = None
+
+    @property
+    def for_networks(self) -> "Dataset":
+        """The dataset that networks are trained on: this one, or if it is tampered with, the poisoned one."""
+        if self.tampered is None:
+            return self
+        train, validation = self.tampered.train, self.tampered.validation
+        whole = checksum(train, validation, self.test)
+        return replace(self, train=train, validation=validation, checksum=whole, tampered=None)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -91,13 +122,22 @@ class Dataset:
     def to(self, device: str | torch.device) -> "Dataset":
         """Return the same dataset with all splits on `device`."""
         return replace(
-            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            tampered=None if self.tampered is None else self.tampered.to(device),
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return (x / 255 - mean) / std for uint8 `images` (B, C, H, W): float32 on the same device."""
+        """Return (x - mean) / std for the pixels x of `images` (B, C, H, W): float32 on the same device.
+
+        Pixels are uint8, 255 x, or float32, x itself in [0, 1]; through the latter gradients flow.
+        """
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        if images.is_floating_point():
+            return (images - mean) / std
         return images.to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)
 
     def batches(self, split: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

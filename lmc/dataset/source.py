@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from lmc import seeding
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images, channel_statistics, check, checksum, stratified_order
+from lmc.dataset.trigger.base import Trigger
 from lmc.errors import UserError
 
 
@@ -33,12 +34,14 @@ class Source(ABC):
         split_seed: which choice.
         mean, std: normalisation for each channel, of pixels in [0, 1]; None: computed from the training split.
         augmentation: what training does to its images; None: nothing.
+        trigger: poisons the images that networks are trained on; None: they stay as they are.
 
     Raises:
         UserError: one of `mean` and `std` is given without the other.
     """
 
     outside_key: ClassVar[frozenset[str]] = frozenset()
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"trigger"})
 
     train_size: PositiveInt | None = None
     validation_size: NonNegativeInt = 0
@@ -46,6 +49,7 @@ class Source(ABC):
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
     augmentation: Augmentation | None = None
+    trigger: Trigger | None = None
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -64,7 +68,7 @@ class Source(ABC):
 
         Raises:
             UserError: as `read`; a label out of range; a size of a split that cannot be had; a normalisation that does
-                not fit the channels.
+                not fit the channels; a trigger that does not fit the images or the classes.
         """
         raw = self.read()
         for split, examples in (("train", raw.train), ("test", raw.test)):
@@ -78,7 +82,7 @@ class Source(ABC):
             )
         train, validation = self._split(raw)
         mean, std = self._normalisation(raw.name, train)
-        return Dataset(
+        dataset = Dataset(
             name=raw.name,
             train=train,
             validation=validation,
@@ -89,6 +93,7 @@ class Source(ABC):
             augmentation=self.augmentation or Augmentation(),
             checksum=checksum(train, validation, raw.test),
         )
+        return dataset if self.trigger is None else self.trigger.tamper(dataset, self.split_seed)
 
     def _split(self, raw: Raw) -> tuple[Images, Images]:
         """The training images, and the validation images taken from the other end of one stratified order.

@@ -5,8 +5,9 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path as FilePath
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import PositiveInt
 from torch import nn
 
@@ -42,25 +43,32 @@ class PathEvaluation:
         train_examples: how many training images, a fixed stratified subset; None: all.
         test_examples: how many test images, likewise.
         batch_size: images in a batch; does not change a result.
+        spacing: what the grid divides: "t", or "length": the same fractions of the path's arc length.
 
     Raises:
         UserError: a grid without 0 and 1, not increasing, or of an even number of points.
     """
 
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"spacing"})
 
     grid: PositiveInt | list[float] = 25
     train_examples: PositiveInt | None = None
     test_examples: PositiveInt | None = None
     batch_size: PositiveInt = 500
+    spacing: Literal["t", "length"] = "t"
 
     def __post_init__(self) -> None:
         _ = self.points
 
     @property
     def points(self) -> tuple[float, ...]:
-        """The values of t, from 0 to 1."""
+        """The grid from 0 to 1: values of t, or with `spacing` "length" fractions of a path's length."""
         return equal_grid(self.grid) if isinstance(self.grid, int) else _checked_grid(self.grid)
+
+    def places(self, path: Path) -> tuple[float, ...]:
+        """Return the values of t at which `path` is measured, one for each of `points`."""
+        return self.points if self.spacing == "t" else along_length(path, self.points)
 
     def splits(self, dataset: Dataset) -> Splits:
         """Return the images of `dataset` that are measured on."""
@@ -87,7 +95,8 @@ class PathEvaluation:
         """
         splits = self.splits(dataset)
         raw = []
-        for t, distance in zip(self.points, path.distance(self.points), strict=True):
+        places = self.places(path)
+        for t, distance in zip(places, path.distance(places), strict=True):
             found = splits.measure(model, correction(path.state(t), (1 - t, t)))
             raw += [RawPoint(t=t, split=split, distance=distance, **vars(of)) for split, of in found.items()]
             if on_point is not None:
@@ -105,6 +114,24 @@ def equal_grid(points: int) -> tuple[float, ...]:
     if points < 3 or points % 2 == 0:
         raise UserError(f"a grid of {points} points has not 0, 1/2 and 1 in it; give an odd number, at least 3")
     return tuple(place / (points - 1) for place in range(points))
+
+
+def along_length(path: Path, fractions: Sequence[float]) -> tuple[float, ...]:
+    """Return the t at which `path` has come these fractions of its length, to 1e-12; 0 and 1 stay exact.
+
+    By bisection, all at once. A path without length has come as far as its t.
+    """
+    shares = np.asarray(fractions, dtype=np.float64)
+    (whole,) = path.distance([1.0])
+    if whole == 0:
+        return tuple(shares.tolist())
+    low, high = np.zeros_like(shares), np.ones_like(shares)
+    for _ in range(40):
+        middle = (low + high) / 2
+        short = np.asarray(path.distance(middle.tolist())) < shares * whole
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    found = np.where(shares == 0, 0.0, np.where(shares == 1, 1.0, (low + high) / 2))
+    return tuple(found.tolist())
 
 
 def _checked_grid(grid: Sequence[float]) -> tuple[float, ...]:

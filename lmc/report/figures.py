@@ -20,11 +20,11 @@ GREY = "#767676"
 _PATH_COLOURS = {"unaligned": "#D55E00", "aligned": "#0072B2"}
 _SPLIT_STYLES: dict[str, Any] = {"train": "-", "validation": ":", "test": "--"}
 _CORRECTION_STYLES: dict[str, Any] = {"before": ":", "after": "-"}  # the correction of the merged network
-_PANELS: tuple[tuple[Metric, str, float], ...] = (("loss", "loss (nats)", 1.0), ("accuracy", "accuracy (%)", 100.0))
-_COLUMN_INCHES = 3.4
+PANELS: tuple[tuple[Metric, str, float], ...] = (("loss", "loss (nats)", 1.0), ("accuracy", "accuracy (%)", 100.0))
+COLUMN_INCHES = 3.4
 _COLUMNS = 4
 _SHORT_LABEL = 20
-_STYLE: Any = {  # matplotlib types its keys one by one, differently in each version
+STYLE: Any = {  # matplotlib types its keys one by one, differently in each version
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.linewidth": 0.6,
@@ -49,9 +49,9 @@ def run_figure(lines: Lines) -> "Figure":
     """Return the figure of one run: unaligned beside aligned, train solid and test dashed, every pair thin."""
     from matplotlib import rc_context
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure, panels = _panels(height=4.3)
-        for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
+        for axes, (metric, _, scale) in zip(panels, PANELS, strict=True):
             for (path, split), line in _ordered(lines):
                 _draw(axes, line, metric, scale, _PATH_COLOURS[path], _SPLIT_STYLES[split], members=True)
         colours = [_key(_PATH_COLOURS[path], "-", path) for path in _PATH_COLOURS if any(p == path for p, _ in lines)]
@@ -69,13 +69,13 @@ def sweep_figure(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "Figure":
     """
     from matplotlib import rc_context
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         if len(settings) > len(PALETTE):
             return _panels_of_settings(settings)
         labels = [label_of(values) for values, _ in settings]
         columns = 2 if max(map(len, labels)) <= _SHORT_LABEL else 1
         figure, panels = _panels(height=4.4 + 0.17 * -(-len(settings) // columns))
-        for axes, (metric, _, scale) in zip(panels, _PANELS, strict=True):
+        for axes, (metric, _, scale) in zip(panels, PANELS, strict=True):
             _draw_settings(axes, [lines for _, lines in settings], range(len(settings)), metric, scale)
         _legends(figure, settings, list(zip(PALETTE, labels, strict=False)), columns)
         return figure
@@ -91,19 +91,19 @@ def _panels_of_settings(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "F
     others = list(dict.fromkeys(values[:column] + values[column + 1 :] for values, _ in settings))
     rows = -(-len(titles) // _COLUMNS)
     keys = [(PALETTE[n % len(PALETTE)], label_of(values)) for n, values in enumerate(others) if values]
-    figure = Figure(figsize=(2 * _COLUMN_INCHES, 0.9 + 1.45 * rows + 0.17 * -(-len(keys) // 3)), layout="constrained")
+    figure = Figure(figsize=(2 * COLUMN_INCHES, 0.9 + 1.45 * rows + 0.17 * -(-len(keys) // 3)), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, title in zip(panels, titles, strict=False):
         own = [(values, lines) for values, lines in settings if values[column] == title]
         colours = [others.index(values[:column] + values[column + 1 :]) for values, _ in own]
-        _draw_settings(axes, [lines for _, lines in own], colours, *_PANELS[0][::2])
+        _draw_settings(axes, [lines for _, lines in own], colours, *PANELS[0][::2])
         axes.set_title(title)
         axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     for axes in panels[len(titles) :]:
         axes.set_axis_off()
     for number, axes in enumerate(panels[: len(titles)]):
         if number % _COLUMNS == 0:
-            axes.set_ylabel(_PANELS[0][1])
+            axes.set_ylabel(PANELS[0][1])
         if number + _COLUMNS >= len(titles):
             axes.set_xlabel("t (0: fixed, 1: moving)")
             axes.tick_params(labelbottom=True)
@@ -148,8 +148,8 @@ def variance_figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     layers = list(dict.fromkeys(row.more["layer"] for row in rows))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_COLUMN_INCHES, 2.7), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN_INCHES, 2.7), layout="constrained")
         axes = figure.subplots()
         shown = {path: colour for path, colour in _PATH_COLOURS.items() if any(row.path == path for row in rows)}
         for path, colour in shown.items():
@@ -173,7 +173,7 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
     from matplotlib import rc_context
 
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(png, dpi=300)
         figure.savefig(svg, metadata={"Date": None})
     return [png, svg]
@@ -182,9 +182,9 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
 def _panels(height: float) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_COLUMN_INCHES, height), layout="constrained")
-    panels = list(figure.subplots(len(_PANELS), 1, sharex=True))
-    for axes, (_, label, _) in zip(panels, _PANELS, strict=True):
+    figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
+    panels = list(figure.subplots(len(PANELS), 1, sharex=True))
+    for axes, (_, label, _) in zip(panels, PANELS, strict=True):
         axes.set_ylabel(label)
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])

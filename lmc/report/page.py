@@ -12,6 +12,8 @@ from lmc.report.agreement import Agreements
 from lmc.report.chart import Curve, chart, style_of
 from lmc.report.lines import Line
 from lmc.report.measures import Estimate, Measure
+from lmc.report.planes import MeasuredPlane
+from lmc.report.surfaces import surfaces
 from lmc.report.tables import SweepTable, percent
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,6 +26,7 @@ Named = Sequence[tuple[str, Mapping[tuple[str, str], Line]]]
 def page(
     table: SweepTable,
     named: Named,
+    planes: Sequence[tuple[str, MeasuredPlane]],
     agreements: Agreements | None,
     problems: Sequence[str],
     definitions: Sequence[str],
@@ -33,6 +36,7 @@ def page(
     Args:
         table: the numbers.
         named: label and curves of each setting, in the order of the table's rows.
+        planes: label and values of each measured plane.
         agreements: of the permutations; None: there are not two of them.
         problems: one line for everything that is missing.
         definitions: lines that say what the numbers are.
@@ -45,6 +49,7 @@ def page(
         accuracy_chart=chart(curves, "accuracy", 100.0, "accuracy (%)"),
         legend="\n".join(_legend_entry(number, label) for number, (label, _) in enumerate(named)),
         table=_table(table),
+        planes=surfaces(planes),
         agreements=_matrix(agreements),
         definitions="\n".join(f"<p>{escape(line)}</p>" for line in definitions),
         problems=_problems(problems),

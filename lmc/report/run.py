@@ -1,19 +1,25 @@
-"""The report of one run: its figure, and the table that is printed when it ends."""
+"""The report of one run: its figures, and the table that is printed when it ends."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmc.errors import UserError
+from lmc.report.contours import plane_figure
 from lmc.report.figures import run_figure, save, variance_figure
 from lmc.report.lines import lines
 from lmc.report.measures import of_values
+from lmc.report.planes import plane_files, read_plane
 from lmc.report.runs import read_whole_path
 from lmc.report.text import as_text
 from lmc.results import PATH_FILE, RESULTS_FILE, VARIANCE, Row, read_rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FIGURE_STEM = "barrier"
 VARIANCE_STEM = "variance"
-FIGURES = (FIGURE_STEM, VARIANCE_STEM)
 _SHOWN_ONE_BY_ONE = 6
 _CELLS = (("train", "loss"), ("test", "loss"), ("train", "error"), ("test", "error"))
 _BARRIER_HEADS = ("train loss, nats", "test loss, nats", "train error, %", "test error, %")
@@ -29,25 +35,44 @@ _ALIGNMENT = (
 )
 
 
-def write_run(folder: Path) -> str:
-    """Draw barrier.png and variance.png (and .svg) of a run folder and return the table to be printed.
+@dataclass(frozen=True)
+class RunReport:
+    """What is reported of a run.
+
+    Attributes:
+        table: to be printed.
+        figures: the images that were drawn (.png; an .svg lies beside each).
+    """
+
+    table: str
+    figures: tuple[Path, ...]
+
+
+def write_run(folder: Path) -> RunReport:
+    """Draw the figures of a run folder (.png and .svg) and return them with the table to be printed.
 
     The table has the endpoints, the barrier (and its value at the midpoint) before and after alignment, on train and
     test data, in loss and in error (an error barrier of 5 % is an accuracy barrier of 5 points), and, where there are
     such rows, the barycentre of all networks and what is known of the alignment.
 
     Raises:
-        UserError: results.jsonl is missing or damaged, or path.csv is damaged.
+        UserError: results.jsonl is missing or damaged, or a file that a figure is made of is damaged.
     """
     if not (folder / RESULTS_FILE).is_file():
         raise UserError(f"{folder} has no {RESULTS_FILE}; give the folder of a run")
     rows = read_rows(folder / RESULTS_FILE)
+    drawn = [save(figure, folder / stem)[0] for stem, figure in _figures(folder, rows)]
+    return RunReport(run_table(rows), tuple(drawn))
+
+
+def _figures(folder: Path, rows: Sequence[Row]) -> Iterator[tuple[str, "Figure"]]:
+    """Yield every figure that the results of a run give, with the name of its files."""
     if (folder / PATH_FILE).is_file():
-        save(run_figure(lines([read_whole_path(folder / PATH_FILE)])), folder / FIGURE_STEM)
-    variances = [row for row in rows if row.what == VARIANCE]
-    if variances:
-        save(variance_figure(variances), folder / VARIANCE_STEM)
-    return run_table(rows)
+        yield FIGURE_STEM, run_figure(lines([read_whole_path(folder / PATH_FILE)]))
+    if variances := [row for row in rows if row.what == VARIANCE]:
+        yield VARIANCE_STEM, variance_figure(variances)
+    for plane in map(read_plane, plane_files(folder)):
+        yield plane.stem, plane_figure(plane)
 
 
 def run_table(rows: Sequence[Row]) -> str:

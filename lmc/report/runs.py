@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmc.errors import UserError
+from lmc.report.planes import MeasuredPlane, plane_files, read_plane
 from lmc.results import (
     PATH_FILE,
     RESULTS_FILE,
@@ -43,6 +44,7 @@ class FinishedRun:
         points: its measured paths; empty if it measured none.
         matchings: pair of networks to group to (units,), which unit of the moving network is matched with each of the
             fixed one; only of pairs that are joined by a permutation.
+        planes: the measured planes.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class FinishedRun:
     rows: Sequence[Row]
     points: Sequence[PathPoint]
     matchings: Mapping[tuple[int, ...], Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
+    planes: Sequence[MeasuredPlane] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,21 @@ def _read(folder: Path, problems: list[str]) -> FinishedRun:
     except UserError as error:  # the table can do without them too
         problems.append(str(error))
         matchings = {}
-    return FinishedRun(folder=folder, settings=settings, choices=choices, rows=rows, points=points, matchings=matchings)
+    planes = []
+    for path in plane_files(folder):
+        try:
+            planes.append(read_plane(path))
+        except (UserError, csv.Error) as error:
+            problems.append(str(error))
+    return FinishedRun(
+        folder=folder,
+        settings=settings,
+        choices=choices,
+        rows=rows,
+        points=points,
+        matchings=matchings,
+        planes=planes,
+    )
 
 
 def read_whole_path(path: Path) -> list[PathPoint]:

@@ -9,6 +9,7 @@ from lmc.report.figures import save, sweep_figure
 from lmc.report.grouping import Setting
 from lmc.report.lines import Line, lines
 from lmc.report.page import AGREEMENT, page
+from lmc.report.planes import MeasuredPlane
 from lmc.report.runs import collect
 from lmc.report.tables import SweepTable, comma_separated, latex, markdown, markdown_matrix, plain, tabulate
 
@@ -52,13 +53,23 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
         "report.md": _markdown_report(table, agreements, found.problems, has_figure=any(curves)),
         "report.csv": comma_separated(table),
         "report.tex": latex(table),
-        "report.html": page(table, named, agreements, found.problems, DEFINITIONS),
+        "report.html": page(table, named, _planes(table.settings), agreements, found.problems, DEFINITIONS),
     }
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     drawn = _draw(table.settings, curves, out)
     missing = [f"missing: {problem}" for problem in found.problems]
     return "\n".join([plain(table), *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
+
+
+def _planes(settings: Sequence[Setting]) -> list[tuple[str, MeasuredPlane]]:
+    """Every plane with the label of its setting; one that several runs share (the same experiment twice) once."""
+    found: dict[tuple[object, ...], tuple[str, MeasuredPlane]] = {}
+    for setting in settings:
+        for plane in (plane for run in setting.runs for plane in run.planes):
+            values = tuple(grid.tobytes() for grid in plane.loss.values())
+            found.setdefault((setting.label, plane.stem, *values), (setting.label, plane))
+    return list(found.values())
 
 
 def _draw(settings: Sequence[Setting], curves: Sequence[dict[tuple[str, str], Line]], out: Path) -> str:

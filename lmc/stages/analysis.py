@@ -23,7 +23,7 @@ def analyse_pair(plan: Plan, joined: Joined, observer: Observer) -> Results:
     for name, analysis in plan.analyses.items():
         if not analysis.together:
             key, pair = joined.key, joined.pair
-            found.add(_analyse(plan, name, analysis, pair.ends, pair.labels, joined, [key], observer))
+            found.add(_analyse(plan, name, analysis, joined.ends, pair.labels, joined, [key], observer))
     return found
 
 

@@ -17,8 +17,8 @@ def endpoint(plan: Plan, label: int, observer: Observer) -> Network:
     made_of: dict[str, Any] = {"architecture": plan.identity("architecture"), "member": plan.endpoints.identity(label)}
     parents, epochs = [], 1
     if plan.endpoints.trains:
-        made_of["training"], parents, epochs = plan.identity("training"), [plan.dataset_key], plan.training.epochs
-    ingredients = Ingredients(plan.network, plan.dataset, plan.training)
+        made_of["training"], parents, epochs = plan.identity("training"), [plan.networks_key], plan.training.epochs
+    ingredients = Ingredients(plan.network, plan.dataset.for_networks, plan.training)
 
     def make(folder: Path) -> None:
         with observer.stage(f"network {label}", epochs) as advance:

@@ -15,11 +15,13 @@ from torch.nn.functional import cross_entropy
 from lmc.dataset.images import Dataset, Images
 from lmc.errors import UserError
 from lmc.seeding import generator, isolated
+from lmc.state import State
 from lmc.training import checkpoint
+from lmc.training.attack.base import kept_statistics
 from lmc.training.checkpoint import Record
 from lmc.training.mounted import Mounted
 from lmc.training.recipe import Training
-from lmc.training.trainable import Trainable
+from lmc.training.trainable import Composite, Look, Trainable
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,10 @@ def fit(
 
     After every epoch a record is appended to history.jsonl in `folder` and handed to `on_epoch`: epoch (from 1),
     learning_rate (of its last step), train_loss (nats) and train_accuracy (fraction), both over the epoch's augmented
-    minibatches and without weight decay, validation_loss and validation_accuracy if there is a validation split and a
-    network to measure on it, seconds and images_per_second of the training steps. A continued run hands out and writes
-    the earlier epochs again, so that both are always whole. The checkpoint is removed at the end.
+    minibatches (as they are after the attack, if the training has one) and without weight decay, objective (likewise,
+    of a `Composite` alone), validation_loss and validation_accuracy (never attacked) if there is a validation split and
+    a network to measure on it, seconds and images_per_second of the training steps. A continued run hands out and
+    writes the earlier epochs again, so that both are always whole. The checkpoint is removed at the end.
 
     On a CPU a continued run ends with the same bits as an unbroken one.
 
@@ -60,10 +63,16 @@ def fit(
 
     Raises:
         UserError: the loss is no longer finite (names epoch, step and learning rate), there are fewer than two training
-            images, or the folder holds the checkpoint of another run.
+            images, an attack is asked for where a step looks at several networks, or the folder holds the checkpoint of
+            another run.
     """
     if len(dataset.train) < 2:
         raise UserError(f"dataset {dataset.name} has {len(dataset.train)} training images; training needs at least 2")
+    if training.attack is not None and isinstance(trainable, Composite):
+        raise UserError(
+            "curve.training.attack: this curve looks at several networks in one step, so that there is not one to "
+            "attack; choose a curve that draws one point a step (bezier, polygonal_chain), or no attack"
+        )
     run = _Run.start(model, trainable, dataset, training, seed)
     origin = checkpoint.signature(
         {"seed": seed, "data": dataset.checksum, "training": _settings(training)}, trainable.tensors()
@@ -132,38 +141,72 @@ class _Run:
         batches = self._order(epoch)
         augment = generator(self.seed, "augment", epoch)
         draw = generator(self.seed, "sample", epoch)
-        losses = torch.zeros(len(batches), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        noise = generator(self.seed, "attack", epoch, device=self.device)
+        objectives, losses, correct = (torch.zeros(len(batches), device=self.device) for _ in range(3))
+        composite = self.trainable if isinstance(self.trainable, Composite) else None
         group = self.optimizer.param_groups[0]
         self.network.module.train()
         for step, chosen in enumerate(batches):
             group["lr"] = self.training.rate(epoch + step / len(batches))
             images, labels = self._batch(chosen, augment)
-            state = self.trainable.state(draw)  # in float32: a sampled weight must not be rounded before its gradient
-            with self._precision():
-                logits = self.network(state, images)
-            logits = logits.float()
-            loss = cross_entropy(logits, labels)
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation
+            look = (
+                self._descend(images, labels, draw, noise)
+                if composite is None
+                else composite.descend(self._logits, images, labels, draw)
+            )
             self.optimizer.step()
-            losses[step] = loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
-        self._check_finite(epoch, losses)
+            if composite is not None:
+                composite.stepped()
+            objectives[step], losses[step], correct[step] = look.objective, look.loss, look.correct
+        self._check_finite(epoch, objectives)
         sizes = torch.tensor([len(chosen) for chosen in batches], dtype=torch.float64)
         examples = float(sizes.sum())
         train_loss = float(losses.double().cpu() @ sizes) / examples
-        train_accuracy = int(correct) / examples
+        train_accuracy = float(correct.double().cpu().sum()) / examples
+        objective = float(objectives.double().cpu() @ sizes) / examples
         seconds = time.perf_counter() - began
         return {
             "epoch": epoch + 1,
             "learning_rate": group["lr"],
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
+            **({} if composite is None else {"objective": objective}),
             **self._validate(),
             "seconds": seconds,
             "images_per_second": examples / seconds,
         }
+
+    def _descend(self, images: Tensor, labels: Tensor, draw: torch.Generator, noise: torch.Generator) -> Look:
+        """Leave the gradient of the cross-entropy of one network, on the batch attacked against this very network."""
+        state = self.trainable.state(draw)
+        if self.training.attack is not None:
+            images = self._attacked(state, images, labels, noise)
+        logits = self._logits(state, images)
+        loss = cross_entropy(logits, labels)
+        loss.backward()  # type: ignore[no-untyped-call] # torch has no annotation
+        loss = loss.detach()
+        return Look(objective=loss, loss=loss, correct=(logits.detach().argmax(1) == labels).sum())
+
+    def _attacked(self, state: State, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
+        """The batch (in [0, 1]) after the attack, normalised.
+
+        The attack sees the network as the step will: in training mode, BatchNorm with the statistics of the minibatch
+        (on a curve there are no others). They are not recorded, so that the running statistics are those of the images
+        that are trained on, each counted once.
+        """
+        assert self.training.attack is not None
+        with kept_statistics(self.network.module):
+            attacked = self.training.attack(
+                lambda pixels: self._logits(state, self.dataset.normalise(pixels)), images, labels, noise
+            )
+        return self.dataset.normalise(attacked)
+
+    def _logits(self, state: State, images: Tensor) -> Tensor:
+        """The output in float32; `state` is too: a sampled weight must not be rounded before its gradient."""
+        with self._precision():
+            logits = self.network(state, images)
+        return logits.float()
 
     def _order(self, epoch: int) -> tuple[Tensor, ...]:
         """The image numbers of every step; a last step of a single image is left out (BatchNorm cannot take it)."""
@@ -174,7 +217,8 @@ class _Run:
     def _batch(self, chosen: Tensor, augment: torch.Generator) -> tuple[Tensor, Tensor]:
         train = self.dataset.train
         images = self.dataset.augmentation(train.images.index_select(0, chosen), augment)
-        images = self.dataset.normalise(images)
+        # What is to be attacked stays in [0, 1] until it has been.
+        images = self.dataset.normalise(images) if self.training.attack is None else images.float() / 255
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, train.labels.index_select(0, chosen)
@@ -213,4 +257,7 @@ class _Run:
 
 def _settings(training: Training) -> dict[str, object]:
     """What of the settings a continued run must share with the killed one."""
-    return {"class": type(training).__name__, **asdict(replace(training, checkpoint_every=1))}
+    shared = {"class": type(training).__name__, **asdict(replace(training, checkpoint_every=1))}
+    if training.attack is None:
+        del shared["attack"]  # so that a run that was killed before there were attacks goes on
+    return shared

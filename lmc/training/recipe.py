@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lmc.errors import UserError
+from lmc.training.attack.base import Attack
 from lmc.training.schedule.base import Schedule
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -29,6 +30,7 @@ class Training(ABC):
         warmup_epochs: epochs in which the learning rate rises linearly from 0 to its peak, step by step.
         precision: number format of the forward pass (the weights are always float32). "auto" is bfloat16 for a network
             with convolutions on a processor that computes in it, else float32.
+        attack: what is done to every minibatch, after its augmentation, against the network of the step; None: nothing.
         channels_last: keep images and convolutions in the channels-last memory format; only speed depends on it.
         checkpoint_every: epochs between two checkpoints; only what a killed run loses depends on it.
 
@@ -43,10 +45,12 @@ class Training(ABC):
     weight_decay: NonNegative = 0.0
     warmup_epochs: NonNegative = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attack: Attack | None = None
     channels_last: bool = True
     checkpoint_every: PositiveInt = 1
 
     outside_key: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"attack"})
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:

@@ -2,7 +2,7 @@
 
 import resource
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,10 @@ import torch
 
 from lmc.architecture.resnet import ResNet
 from lmc.curve.bezier import Bezier
+from lmc.curve.geodesic import Geodesic
+from lmc.curve.nudged_elastic_band import NudgedElasticBand
+from lmc.curve.simplex import Simplex
+from lmc.curve.star import Star
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images
 from lmc.seeding import generator, isolated
@@ -22,15 +26,19 @@ from lmc.training.sgd import SGD
 BATCH = 128
 
 
+def _noise(batch: int) -> Dataset:
+    rng = generator(0, "images")
+    images = torch.randint(0, 256, (8 * batch, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    train = Images(images, torch.randint(0, 10, (8 * batch,), generator=rng))
+    empty = train.select(torch.tensor([], dtype=torch.int64))
+    half = (0.5, 0.5, 0.5)
+    return Dataset("noise", train, empty, train, 10, half, half, Augmentation(), "noise")
+
+
 @pytest.mark.benchmark(group="curve")
 @pytest.mark.parametrize("bends", [1, 3])
 def test_a_curve_step_costs_a_plain_step(benchmark: object, tmp_path: Path, bends: int) -> None:
-    rng = generator(0, "images")
-    images = torch.randint(0, 256, (8 * BATCH, 3, 32, 32), generator=rng, dtype=torch.uint8)
-    train = Images(images, torch.randint(0, 10, (8 * BATCH,), generator=rng))
-    empty = train.select(torch.tensor([], dtype=torch.int64))
-    half = (0.5, 0.5, 0.5)
-    dataset = Dataset("noise", train, empty, train, 10, half, half, Augmentation(), "noise")
+    dataset = _noise(BATCH)
     with isolated(0, "ends"):
         fixed, moving = (ResNet(input_shape=(3, 32, 32), classes=10, norm="batch") for _ in range(2))
     ends = of_model(fixed), of_model(moving)
@@ -61,4 +69,46 @@ def test_a_curve_step_costs_a_plain_step(benchmark: object, tmp_path: Path, bend
         peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
     benchmark.pedantic(bent, rounds=1)  # type: ignore[attr-defined]
+    assert ratio <= 1.1
+
+
+@pytest.mark.benchmark(group="curve")
+@pytest.mark.parametrize("family", ["star", "simplex", "geodesic", "band"])
+def test_a_step_through_many_networks_costs_as_many_plain_steps(benchmark: object, tmp_path: Path, family: str) -> None:
+    """In passes through a network: a plain step is three forward passes long; two ends without gradients are two."""
+    batch = 32
+    dataset = _noise(batch)
+    with isolated(0, "ends"):
+        model, moving = (ResNet(input_shape=(3, 32, 32), classes=10, norm="batch") for _ in range(2))
+    ends = of_model(model), of_model(moving)
+    training = SGD(schedule=Constant(), epochs=1, batch_size=batch, learning_rate=0.01, weight_decay=5e-4)
+    curves: dict[str, tuple[Callable[..., None], float]] = {
+        "star": (Star(training=training).fit_jointly, 1),
+        "simplex": (Simplex(training=training, vertices=1).fit, 5),
+        "geodesic": (Geodesic(training=training, points=4).fit, 4 + 2 / 3),
+        "band": (NudgedElasticBand(training=training, insertions=(4,), lengths=(1,), rates=(1,)).fit, 4 + 2 / 3),
+    }
+    fit_curve, networks = curves[family]
+    spent: list[float] = []
+
+    def note(record: Mapping[str, float]) -> None:
+        spent.append(record["seconds"])
+
+    def plain() -> None:
+        trainable = NetworkTrainable(model, ends[0])
+        fit(model, trainable, dataset, training, seed=0, folder=tmp_path / "plain", on_epoch=note)
+
+    def joined() -> None:
+        both = [ends] if family == "star" else ends
+        fit_curve(model, *both, dataset, seed=0, folder=tmp_path / "curve", on_epoch=note)
+
+    for run in (plain, joined):
+        run()
+    spent.clear()
+    for _ in range(3):  # in turn, so that a change of the machine's load meets both alike
+        plain()
+        joined()
+    ratio = statistics.median(b / p / networks for p, b in zip(spent[::2], spent[1::2], strict=True))
+    benchmark.extra_info.update(ratio=ratio)  # type: ignore[attr-defined] # the fixture of pytest-benchmark
+    benchmark.pedantic(joined, rounds=1)  # type: ignore[attr-defined]
     assert ratio <= 1.1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images, checksum
@@ -70,5 +70,36 @@ def settings() -> Callable[..., Training]:
             "precision": "float32",
         }
         return SGD(**{**plain, **changed})  # type: ignore[arg-type] # a test may hand in anything
+
+    return make
+
+
+class Landscape(nn.Module):
+    """A network without images: its parameters are coordinates, and its cross-entropy for class 0 is the potential."""
+
+    def __init__(self, potential: Callable[[Tensor], Tensor], dimensions: int) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.zeros(dimensions))
+        self.potential = potential
+
+    def forward(self, images: Tensor) -> Tensor:
+        # -log softmax_0 of (0, z) is log(1 + exp z), which is the potential V > 0 if z = log(exp V - 1).
+        other = self.potential(self.point).expm1().log()
+        return torch.stack([torch.zeros_like(other), other]).expand(len(images), 2)
+
+
+@pytest.fixture
+def landscape() -> type[Landscape]:
+    return Landscape
+
+
+@pytest.fixture
+def blank() -> Callable[[int], Dataset]:
+    """Images of one pixel, all black and of class 0 of 2; in batches of 2 they make half as many steps."""
+
+    def make(count: int) -> Dataset:
+        train = Images(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64))
+        empty = train.select(torch.tensor([], dtype=torch.int64))
+        return Dataset("blank", train, empty, train, 2, (0.5,), (0.25,), Augmentation(), checksum(train))
 
     return make

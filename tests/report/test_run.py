@@ -13,7 +13,9 @@ def cells(table: str, *names: str) -> list[list[str]]:
 
 def test_a_run_leaves_its_figure_and_its_table(tmp_path, make_run):
     folder = make_run(tmp_path / "run", heights=0.02, unaligned=0.8)
-    table = write_run(folder)
+    report = write_run(folder)
+    table = report.table
+    assert report.figures == (folder / "barrier.png",)
     assert (folder / "barrier.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert b"<svg" in (folder / "barrier.svg").read_bytes()[:1000]
     # Heights 0.02 and 0.8 on train, half as much again on test; a quarter of it in accuracy. Twice: the midpoint.
@@ -27,13 +29,13 @@ def test_a_run_leaves_its_figure_and_its_table(tmp_path, make_run):
 
 def test_several_pairs_have_their_mean(tmp_path, make_run):
     heights = {(0, 1): 0.01, (0, 2): 0.02, (1, 2): 0.03}
-    table = write_run(make_run(tmp_path / "run", seeds=(0, 1, 2), heights=heights))
+    table = write_run(make_run(tmp_path / "run", seeds=(0, 1, 2), heights=heights)).table
     assert cells(table, "mean", "of", "3", "aligned")[0][:3] == ["0.0200", "±", "0.0100"]
     assert cells(table, "1-2", "aligned")[0][0] == "0.0300"
 
 
 def test_many_pairs_are_shown_by_their_mean_alone(tmp_path, make_run):
-    table = write_run(make_run(tmp_path / "run", seeds=range(5)))
+    table = write_run(make_run(tmp_path / "run", seeds=range(5))).table
     assert cells(table, "mean", "of", "10", "aligned")
     assert not cells(table, "0-1", "aligned")
 

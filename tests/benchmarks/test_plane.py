@@ -1,0 +1,119 @@
+"""A plane costs what plain evaluations of as many networks cost (at most 1.05)."""
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lmc.analysis.base import Subject
+from lmc.analysis.plane import Plane
+from lmc.architecture.mlp import MLP
+from lmc.architecture.resnet import ResNet
+from lmc.curve.linear import Linear
+from lmc.dataset.augmentation import Augmentation
+from lmc.dataset.images import Dataset, Images
+from lmc.evaluation.measure import Splits
+from lmc.seeding import generator, isolated
+from lmc.state import State, interpolate, of_model
+from lmc.statistics.none import NoCorrection
+
+ROUNDS = 2
+
+
+def pictures(shape: tuple[int, int, int], train: int, test: int) -> Dataset:
+    def images(count: int, label: str) -> Images:
+        draw = generator(0, label)
+        pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=draw)
+        return Images(pixels, torch.randint(0, 10, (count,), generator=draw))
+
+    levels = (0.5,) * shape[0]
+    splits = images(train, "train"), images(10, "validation"), images(test, "test")
+    return Dataset("noise", *splits, 10, levels, levels, Augmentation(), "-")
+
+
+class Bent:
+    """From the first network over the third to the second, by two straight segments."""
+
+    def __init__(self, networks: list[State]) -> None:
+        self.networks = networks
+
+    def state(self, t: float) -> State:
+        first, second, third = self.networks
+        return interpolate(first, third, 2 * t) if t <= 0.5 else interpolate(third, second, 2 * t - 1)
+
+
+def plain_evaluation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """What anyone would write, of a network that is there already."""
+    model.eval()
+    loss = correct = count = 0.0
+    with torch.inference_mode():
+        for inputs, labels in batches:
+            logits = model(inputs)
+            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+            correct += (logits.argmax(1) == labels).sum().item()
+            count += len(labels)
+    return loss / count
+
+
+# Fewer than 21 x 21 points, so that it takes seconds: what a plane costs beside its points (the axes, the trace of the
+# curve) counts for more here than it does in a whole one.
+CASES = {
+    "mlp": (lambda: MLP(input_shape=(1, 28, 28), classes=10), (1, 28, 28), 4000, 2000, 7),
+    "resnet20": (lambda: ResNet(input_shape=(3, 32, 32), classes=10), (3, 32, 32), 250, 125, 5),
+}
+
+
+def clock(work: Callable[[], object]) -> float:
+    """Processor seconds: unlike wall time, other processes on the machine change them little."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other count as processor time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plane_over_plain_evaluations(benchmark, name, tmp_path: Path):
+    architecture, shape, train, test, grid = CASES[name]
+    dataset = pictures(shape, train, test)
+    networks = []
+    for seed in range(3):
+        with isolated(seed, "init"):
+            model = architecture()
+        networks.append(of_model(model))
+    subject = Subject(
+        model=model, symmetry=None, dataset=dataset, splits=Splits(dataset), curve=Linear(), labels=(0, 1),
+        networks=networks[:2], path=Bent(networks), seed=0,
+        correction=NoCorrection().bind(model, None, networks[:2], dataset),
+    )  # fmt: skip
+    plane = Plane(grid=grid)
+
+    def plain() -> None:
+        for _ in range(grid**2):
+            for split in (dataset.train, dataset.test):
+                plain_evaluation(model, dataset.batches(split, 500))
+
+    def ours() -> None:
+        for file in plane.files:
+            (tmp_path / file).unlink(missing_ok=True)
+        plane(subject, tmp_path, lambda numbers: None)
+
+    times = [(clock(plain), clock(ours)) for _ in range(ROUNDS)]
+    ratio = min(mine for _, mine in times) / min(reference for reference, _ in times)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    benchmark.name = f"{name}: plane of {grid} x {grid}, {ratio:.3f} of plain evaluations, peak {peak} MiB"
+    benchmark.extra_info.update(ratio=ratio, times=times, peak_mib=peak)
+    benchmark.pedantic(ours, rounds=1)
+    assert ratio <= 1.05
