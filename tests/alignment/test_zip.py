@@ -14,7 +14,7 @@ from lmc import seeding
 from lmc import state as states
 from lmc.alignment.activation_matching import ActivationMatching
 from lmc.alignment.problem import Matching, Problem
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.alignment.zip import Zip, zip_units
 from lmc.errors import UserError
 from lmc.state import State
@@ -87,10 +87,8 @@ def zipped(matching: Matching, fixed: State, moving: State) -> State:
 
 def mean_in_order(problem: Problem, fixed: State, moving: State) -> float:
     """The mean correlation of units in the order in which they come."""
-    moments = observe(fixed, moving, problem, kind="post", images=None, batch_size=200, joint=False)
-    pairs = [
-        np.mean([place.pearson().diagonal().numpy() for place in places.values()], 0) for places in moments.values()
-    ]
+    observed = ByActivations(images=None, batch_size=200).observe(fixed, moving, problem, joint=False)
+    pairs = [np.mean([place.pearson().diagonal().numpy() for place in places.values()], 0) for _, places in observed]
     return float(np.concatenate(pairs).mean())
 
 
