@@ -21,7 +21,7 @@ from lmc.state import State
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.transform import LinearMap
-from tests.symmetry.test_structures import CASES
+from tests.alignment.conftest import outputs
 
 Plant = Callable[..., tuple[State, Permutation]]
 SIZES = (6, 16, 17, 3)
@@ -71,12 +71,6 @@ def pose(name: str) -> tuple[Problem, State, State]:
             model = make().eval()
         networks.append(states.of_model(model))
     return posed(model, shape), networks[0], networks[1]
-
-
-def outputs(problem: Problem, state: State) -> Tensor:
-    assert problem.model is not None
-    assert problem.batches is not None
-    return torch.cat([torch.func.functional_call(problem.model, state, (batch,)) for batch in problem.batches(100)])
 
 
 def zipped(matching: Matching, fixed: State, moving: State) -> State:
@@ -342,18 +336,6 @@ def test_interrupted_it_returns_the_groups_that_are_done() -> None:
 def test_without_a_budget_it_is_not_soft() -> None:
     assert Zip().is_soft
     assert not Zip(beta=0).is_soft
-
-
-@pytest.mark.parametrize("case", ["packed attention", "grouped convolution"])
-def test_units_inside_blocks_are_refused(case: str) -> None:
-    with seeding.isolated(0, case):
-        model = CASES[case].make().eval()
-    symmetry = discover(model, torch.zeros(2, *CASES[case].shape))
-    weights = states.of_model(model)
-    with pytest.raises(UserError, match=r"Zip is not defined for units inside blocks"):
-        Zip().check(symmetry)
-    with pytest.raises(UserError, match=r"not defined for units inside blocks"):
-        Zip()(weights, weights, Problem(model, symmetry, 0, torch.device("cpu"), None))
 
 
 def test_of_tied_weights_only_permutations_are_handled() -> None:

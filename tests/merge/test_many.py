@@ -25,14 +25,13 @@ GIT_REBASIN = WeightMatching(restarts=1, start="identity")
 @pytest.mark.parametrize("name", ["mlp", "residual", "self-coupled", "packed attention", "grouped convolution"])
 def test_no_step_loses_and_a_bad_one_is_not_taken(
     symmetries: dict[str, Symmetry],
-    structures: dict[str, Symmetry],
     draw: Draw,
     pose: Pose,
     networks: Any,
     alignment: Any,
     name: str,
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     given = [networks.double(draw(symmetry, seed)) for seed in range(4)]
     found = MergeMany()(given, alignment, pose(symmetry))
     start = networks.agreement(given, [Permutation.identity(symmetry)] * 4)
