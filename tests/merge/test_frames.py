@@ -218,9 +218,9 @@ def test_without_an_alignment_the_networks_stay(
 def test_networks_that_do_not_fit_are_refused(perceptron: Symmetry, draw: Draw, pose: Pose, networks: Any, method: str):
     given = drawn(perceptron, draw, networks)
     broken = {**given[2], "2.b": torch.full((16,), float("nan"), dtype=torch.float64)}
-    with pytest.raises(UserError, match="holds NaN"):
+    with pytest.raises(UserError, match=r"network 3 of 3 cannot be aligned: tensor '2\.b' holds NaN"):
         METHODS[method]([*given[:2], broken], ALIGNMENT, pose(perceptron))
-    with pytest.raises(UserError, match="has no tensor"):
+    with pytest.raises(UserError, match=r"network 3 of 3 .*has no tensor"):
         METHODS[method]([*given[:2], {n: t for n, t in given[2].items() if n != "2.b"}], ALIGNMENT, pose(perceptron))
 
 

@@ -11,7 +11,8 @@ from lmc.alignment.problem import AnySymmetry, Matching, Problem
 from lmc.alignment.random import RandomPermutation
 from lmc.alignment.weight_matching import WeightMatching
 from lmc.errors import UserError
-from lmc.merge.many import MergeMany, Placed
+from lmc.merge.many import MergeMany
+from lmc.merge.placed import Placed
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
