@@ -80,14 +80,23 @@ def settings(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -
 
 
 def identity(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:
-    """Return what a key is made of: `settings` without those that cannot change a result (`outside_key`)."""
-    return _without_outside_key(settings(node, where, given), where)
+    """Return what a key is made of: `settings` without those that do not belong into it.
+
+    A class says which these are: `outside_key` names settings that cannot change a result; `absent_at_default` names
+    settings that came later than the first release, and at their default change nothing: without them in the key, what
+    was computed before they existed is still found.
+    """
+    return _key_settings(settings(node, where, given), where)
 
 
-def _without_outside_key(effective: dict[str, Any], where: str) -> dict[str, Any]:
-    hidden: frozenset[str] = getattr(_locate(effective["_target_"], where), "outside_key", frozenset())
+def _key_settings(effective: dict[str, Any], where: str) -> dict[str, Any]:
+    target = _locate(effective["_target_"], where)
+    hidden = set(getattr(target, "outside_key", frozenset[str]()))
+    for name in getattr(target, "absent_at_default", frozenset[str]()):
+        if effective[name] == _plain(inspect.signature(target).parameters[name].default):
+            hidden.add(name)
     return {
-        name: _without_outside_key(value, f"{where}.{name}") if _is_node(value) else value
+        name: _key_settings(value, f"{where}.{name}") if _is_node(value) else value
         for name, value in effective.items()
         if name not in hidden
     }

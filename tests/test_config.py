@@ -21,12 +21,14 @@ class Inner:
 @dataclass(frozen=True, kw_only=True)
 class Option:
     outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"later"})
 
     width: PositiveInt
     order: Literal["random", "forward"] = "random"
     fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     sizes: tuple[int, ...] = (1, 2)
     batch_size: int = 10
+    later: float | None = None
     inner: Inner = field(default_factory=Inner)
 
 
@@ -61,6 +63,12 @@ def test_identity_leaves_out_what_cannot_change_a_result():
     assert "batch_size" not in config.identity(node(), "x")
     assert config.identity(node(batch_size=1), "x") == config.identity(node(batch_size=2), "x")
     assert config.identity(node(width=4), "x") != config.identity(node(), "x")
+
+
+def test_a_setting_that_came_later_is_in_the_key_only_where_it_says_something():
+    assert "later" not in config.identity(node(), "x")
+    assert "later" not in config.identity(node(later=None), "x")
+    assert config.identity(node(later=2), "x")["later"] == 2
 
 
 def test_build_builds_nested_nodes():
