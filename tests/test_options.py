@@ -125,3 +125,10 @@ def test_overlays_compose_and_build(overlay: Path):
     for group in ("training", "alignment", "curve", "statistics", "evaluation", "endpoints", "dataset"):
         built = config.build(settings[group], group)
         assert f"{type(built).__module__}.{type(built).__name__}" == settings[group]["_target_"]
+
+
+def test_git_rebasin_on_mnist_has_plain_pixels_and_weights_of_unit_gain():
+    # mnist_mlp_train.py: augmax.ByteToFloat and nothing more; flax's Dense draws from lecun_normal.
+    found = composed(["recipe=git_rebasin_mlp", "dataset=mnist"])
+    assert (found["dataset"]["mean"], found["dataset"]["std"]) == ([0.0], [1.0])
+    assert found["architecture"]["initialisation"] == "lecun"

@@ -1,17 +1,17 @@
 """Activation matching: units are matched that answer alike to the same images."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from lmc.alignment.assignment import assign_family, assign_inside, flat, in_place, matched
 from lmc.alignment.problem import AnySymmetry, Matching, OnStep, Problem, check_pair, chosen_groups, refuse_no_patterns
 from lmc.alignment.similarity.correlation import PairMoments
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
@@ -20,13 +20,13 @@ Similarity = Literal["pearson", "product", "cosine", "l2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationMatching(AnySymmetry):
+class ActivationMatching(ByActivations, AnySymmetry):
     """Matches every group on its own by the similarity of its activations (Tatro et al. 2020; Ainsworth et al. 2023).
 
-    Both networks see the same training images, in evaluation mode, in one pass. The samples of a unit are all images
-    and all positions of its feature map. A group that can be observed at several places (the blocks of a residual
-    stage) is matched on the sum of their similarities, as Tatro et al. do. One assignment solves a group exactly; for
-    blocks of units (heads) one assignment inside each pair of blocks, and one over their results.
+    The samples of a unit are all images and all positions of its feature map. A group that can be observed at several
+    places (the blocks of a residual stage) is matched on the sum of their similarities, as Tatro et al. do. One
+    assignment solves a group exactly; for blocks of units (heads) one assignment inside each pair of blocks, and one
+    over their results.
 
     The similarity of two units a and b, with means over all samples; only "pearson" is centred:
 
@@ -48,29 +48,21 @@ class ActivationMatching(AnySymmetry):
     Trace: one record for each group in the order of the symmetry, {"group" (its number among those observed), "units",
     "places", "similarity" (the mean of its matched pairs)}.
 
-    Memory: 8 n^2 bytes for each place at which a group of n units is observed, beside one batch of activations.
+    Memory: 8 n^2 bytes for each place at which a group of n units is observed, of as many groups as `memory` has room
+    for, beside one batch of activations.
 
     Args:
-        images: at most so many training images, the first ones, without augmentation (Tatro et al.: 10,000); None for
-            all.
-        kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
         similarity: "pearson", "product", "cosine" or "l2".
         groups: names or patterns (*, ?, [...]) of the groups that are matched, None for all. The others keep the
             identity and are not observed, but for what lives inside the blocks of a group that is matched.
-        batch_size: images in a batch; changes nothing but rounding.
+        images, kind, batch_size, memory: of what is compared; see `ByActivations` (Tatro et al.: 10,000 images).
 
     Raises:
         UserError: no pattern.
     """
 
-    needs_data: ClassVar[bool] = True
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
-    images: PositiveInt | None = 10_000
-    kind: Literal["post", "pre"] = "post"
     similarity: Similarity = "pearson"
     groups: list[str] | None = None
-    batch_size: PositiveInt = 500
 
     def __post_init__(self) -> None:
         refuse_no_patterns(self.groups)
@@ -88,28 +80,27 @@ class ActivationMatching(AnySymmetry):
         symmetry = problem.symmetry
         chosen = chosen_groups(symmetry, self.groups)
         check_pair(fixed, moving, symmetry)
-        moments = observe(
-            fixed,
-            moving,
-            problem,
-            kind=self.kind,
-            images=self.images,
-            batch_size=self.batch_size,
-            joint=False,
-            groups=_observed(symmetry, chosen),
-            on_step=on_step,
+        held = frozenset(symmetry.groups) - frozenset(chosen)
+        observed = self.observe(
+            fixed, moving, problem, joint=False, groups=_observed(symmetry, chosen), on_step=on_step
         )
-        # Row norms are the same for every matching; without them, units that are always zero keep their order.
-        compared: Similarity = "product" if self.similarity == "l2" else self.similarity
-        similarities = {name: _similarity(places, compared) for name, places in moments.items() if places}
-        permutations = _permutations(symmetry, similarities, frozenset(symmetry.groups) - frozenset(chosen))
-        trace: list[dict[str, float]] = []
-        for number, name in enumerate(similarities):
-            of = _similarity(moments[name], "l2") if self.similarity == "l2" else similarities[name]
-            pairs = matched(of, flat(symmetry, symmetry.chain(name), permutations))
-            places = len(moments[name])
-            mean = pairs.mean().item() / places
-            trace.append({"group": number, "units": len(pairs), "places": places, "similarity": mean})
+        permutations = dict(Permutation.identity(symmetry))
+        records: dict[str, dict[str, float]] = {}
+        root = {name: root for root, family in symmetry.families.items() for name in family}
+        # A family is assigned as soon as it has been seen, so that no similarities of others are held.
+        for family, members in itertools.groupby(observed, key=lambda entry: root.get(entry[0])):
+            moments = dict(members)
+            # Row norms are the same for every matching; without them, units that are always zero keep their order.
+            compared: Similarity = "product" if self.similarity == "l2" else self.similarity
+            similarities = {name: _similarity(places, compared) for name, places in moments.items()}
+            permutations |= _permutations(symmetry, family, similarities, held, permutations)
+            for name, places in moments.items():
+                of = _similarity(places, "l2") if self.similarity == "l2" else similarities[name]
+                pairs = matched(of, flat(symmetry, symmetry.chain(name), permutations))
+                mean = pairs.mean().item() / len(places)
+                records[name] = {"units": len(pairs), "places": len(places), "similarity": mean}
+        seen = [name for name in symmetry.groups if name in records]
+        trace = [{"group": number, **records[name]} for number, name in enumerate(seen)]
         units = sum(record["units"] for record in trace)
         objective = sum(record["units"] * record["similarity"] for record in trace) / max(1, units)
         return Matching(Permutation(symmetry, permutations), objective, trace)
@@ -127,21 +118,28 @@ def _observed(symmetry: Symmetry, chosen: Sequence[str]) -> list[str]:
     return [name for name in symmetry.groups if name in inside.union(chosen)]
 
 
-def _permutations(symmetry: Symmetry, similarities: Mapping[str, Tensor], held: frozenset[str]) -> dict[str, Tensor]:
-    """The best permutations of all groups but those in `held`, which keep the identity."""
-    found = dict(Permutation.identity(symmetry))
-    for family in symmetry.families.values():
-        if held >= set(family):
-            continue
-        seen = {name: similarities[name] for name in family if name in similarities}
-        for name in held.intersection(family):
-            none = torch.zeros(symmetry.units(name), symmetry.units(name), dtype=torch.float64)
-            seen[name] = in_place(similarities.get(name, none), symmetry, name)
-        found |= assign_family(symmetry, family, seen)
-    for name in symmetry.shared:
-        if name not in held:
-            found[name] = assign_inside(symmetry, name, similarities[name], found)
-    return found
+def _permutations(
+    symmetry: Symmetry,
+    root: str | None,
+    similarities: Mapping[str, Tensor],
+    held: frozenset[str],
+    found: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The best permutations of the family of `root`, of which those in `held` keep the identity.
+
+    Without a root, those of groups that live inside several families, which have been `found`.
+    """
+    if root is None:
+        chosen = similarities.keys() - held
+        return {name: assign_inside(symmetry, name, similarities[name], found) for name in sorted(chosen)}
+    family = symmetry.families[root]
+    if held >= set(family):
+        return {}
+    seen = dict(similarities)
+    for name in held.intersection(family):
+        none = torch.zeros(symmetry.units(name), symmetry.units(name), dtype=torch.float64)
+        seen[name] = in_place(similarities.get(name, none), symmetry, name)
+    return assign_family(symmetry, family, seen)
 
 
 def _similarity(places: Mapping[str, PairMoments], kind: Similarity) -> Tensor:

@@ -2,15 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from lmc.alignment.problem import Matching, OnStep, PlainGroupsOnly, Problem, check_pair, until_interrupted
 from lmc.alignment.similarity.correlation import PairMoments
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.structure import Symmetry
@@ -18,7 +18,7 @@ from lmc.symmetry.transform import LinearMap, refuse_both_ways
 
 
 @dataclass(frozen=True, kw_only=True)
-class CanonicalCorrelation(PlainGroupsOnly):
+class CanonicalCorrelation(ByActivations, PlainGroupsOnly):
     """Maps the units of `moving` to those of `fixed` by canonical correlation analysis (Horoi et al. 2024, CCA Merge).
 
     With the covariances S_xx (fixed), S_yy (moving) and S_xy of a group's activations, and U S V^T the singular value
@@ -38,26 +38,18 @@ class CanonicalCorrelation(PlainGroupsOnly):
     Trace: one record for each group in the order of the symmetry, {"group" (its number), "units", "places",
     "correlation" (the mean of its canonical correlations), "condition" (the condition number of M)}.
 
-    Memory: 32 n^2 bytes for each place at which a group of n units is observed, beside one batch of activations, and
-    16 n^2 bytes for each map that is returned.
+    Memory: 32 n^2 bytes for each place at which a group of n units is observed (of as many groups as `memory` has room
+    for), beside one batch of activations, and 16 n^2 bytes for each map that is returned.
 
     Args:
-        images: at most so many training images, the first ones, without augmentation; None for all.
-        kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
         gamma: ridge that is added to the diagonal of both covariances.
         scale: of the ridge: "absolute", as in the paper's code, or "relative" to the mean variance of the group's
             units in each network.
-        batch_size: images in a batch; changes nothing but rounding.
+        images, kind, batch_size, memory: of what is compared; see `ByActivations`.
     """
 
-    needs_data: ClassVar[bool] = True
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
-    images: PositiveInt | None = 10_000
-    kind: Literal["post", "pre"] = "post"
     gamma: Annotated[float, Field(ge=0)] = 0.1
     scale: Literal["absolute", "relative"] = "absolute"
-    batch_size: PositiveInt = 500
 
     def check(self, symmetry: Symmetry) -> None:
         """Raise a `UserError` for units inside blocks and for tied weights, of which M and N cannot both hold."""
@@ -75,18 +67,8 @@ class CanonicalCorrelation(PlainGroupsOnly):
         maps: dict[str, tuple[Tensor, Tensor]] = {}
         trace: list[dict[str, float]] = []
         with until_interrupted() as run:
-            moments = observe(
-                fixed,
-                moving,
-                problem,
-                kind=self.kind,
-                images=self.images,
-                batch_size=self.batch_size,
-                joint=True,
-                on_step=on_step,
-            )
-            for number, name in enumerate(problem.symmetry.groups):
-                places = moments.pop(name)  # a group's covariances are not needed again
+            observed = self.observe(fixed, moving, problem, joint=True, on_step=on_step)
+            for number, (name, places) in enumerate(observed):
                 make, read, correlations = self._map(name, places.values())
                 maps[name] = (make, read)
                 record = {

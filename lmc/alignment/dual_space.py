@@ -3,16 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from lmc.alignment.assignment import flat, matched
 from lmc.alignment.problem import Matching, OnStep, Problem, check_pair, until_interrupted
 from lmc.alignment.similarity.correlation import PairMoments
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.alignment.weight_matching import Descent, Descents, starting_point
 from lmc.seeding import generator
@@ -21,7 +21,7 @@ from lmc.symmetry.permutation import Permutation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualSpace(Descents):
+class DualSpace(ByActivations, Descents):
     """Maximises a weighted mean of what weight matching and activation matching maximise (after Xu et al. 2024, MuDSC).
 
     The objective is (1 - a) W(P) + a A(P), with a = `activation_share`:
@@ -42,17 +42,15 @@ class DualSpace(Descents):
 
     Trace: one record for each sweep, {"restart", "sweep", "objective", "seconds", "moved" (groups)}; sweep 0 is the
     start. The objective of `Matching` is that of the best descent, the first of equals. `on_step` is also called for
-    each batch of images, {"images" (so far)}.
+    each batch of images, {"pass", "images" (so far)}.
 
     Memory: what weight matching holds, and 8 n^2 bytes for each group of n units (while the networks run, for each
-    place at which it is observed).
+    place at which it is observed, of as many groups as `memory` has room for).
 
     Args:
         activation_share: a, from 0 (the weights alone; no data are read) to 1 (the activations alone).
-        images: at most so many training images, the first ones, without augmentation; None for all.
-        kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
         similarity: of activations: "pearson" (pooled correlation) or "product" (uncentred E[a b]).
-        batch_size: images in a batch; changes nothing but rounding.
+        images, kind, batch_size, memory: of the activations; see `ByActivations`.
         restarts, start, order, max_sweeps: of the descents; see `Descents`.
         tolerance: smallest gain for which a group is moved, in units of the objective, which is at most 1.
 
@@ -60,14 +58,8 @@ class DualSpace(Descents):
         UserError: several descents from the identity in one and the same order, which would be equal.
     """
 
-    needs_data: ClassVar[bool] = True
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
     activation_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    images: PositiveInt | None = 10_000
-    kind: Literal["post", "pre"] = "post"
     similarity: Literal["pearson", "product"] = "pearson"
-    batch_size: PositiveInt = 500
 
     def __call__(self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None = None) -> Matching:
         """Return the best matching found; see `lmc.alignment.problem.Alignment`.
@@ -96,19 +88,9 @@ class DualSpace(Descents):
 
     def _activations(self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None) -> dict[str, Tensor]:
         """The activations' share of the objective: group to (units, units), whose matched pairs are to be summed."""
-        moments = observe(
-            fixed,
-            moving,
-            problem,
-            kind=self.kind,
-            images=self.images,
-            batch_size=self.batch_size,
-            joint=False,
-            on_step=on_step,
-        )
         found, most = dict[str, Tensor](), 0.0
-        for name in list(moments):
-            for place in moments.pop(name).values():
+        for name, places in self.observe(fixed, moving, problem, joint=False, on_step=on_step):
+            for place in places.values():
                 similarity = place.pearson() if self.similarity == "pearson" else place.product()
                 found[name] = found[name].add_(similarity) if name in found else similarity
                 most += len(similarity) if self.similarity == "pearson" else _most(place)

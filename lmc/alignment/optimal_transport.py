@@ -2,17 +2,16 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from lmc.alignment.problem import Matching, OneCheckpoint, OnStep, Problem, check_pair, until_interrupted
-from lmc.alignment.similarity.correlation import PairMoments
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimalTransport(OneCheckpoint):
+class OptimalTransport(ByActivations, OneCheckpoint):
     """Transports the units of `moving` to those of `fixed` at the least cost (Singh and Jaggi 2020, OTFusion).
 
     Every unit of either network weighs 1 / n. Group by group, in the order of the network, the plan T (n, n) minimises
@@ -47,8 +46,9 @@ class OptimalTransport(OneCheckpoint):
     Trace: one record for each group in the order of the symmetry, {"group" (its number), "units", "cost" (the mean
     distance under the plan), "identity" (the same if its units stay where they are)}.
 
-    Memory: of one group of n units at a time, about 40 n^2 bytes and its incoming weights in float64; by activations
-    8 n^2 bytes for each place at which a group is observed; and 8 n^2 bytes for each entropic map that is returned.
+    Memory: of one group of n units at a time, about 40 n^2 bytes and its incoming weights in float64; by activations 8
+    n^2 bytes for each place at which a group is observed, of as many groups as `memory` has room for; and 8 n^2 bytes
+    for each entropic map that is returned.
 
     Args:
         cost: what units are compared by.
@@ -58,13 +58,9 @@ class OptimalTransport(OneCheckpoint):
         regularisation: of an entropic plan, as a share of the mean cost; the less, the closer to exact and the slower.
         max_iterations: of Sinkhorn for a group.
         tolerance: on the marginals of an entropic plan, as a share of all that is transported.
-        images: for activations, at most so many training images, the first ones, without augmentation; None for all.
         kind: of the activations: "pre", as in OTFusion's experiments, are inputs of the nonlinearities, "post" outputs.
-        batch_size: images in a batch; changes nothing but rounding.
+        images, batch_size, memory: of the activations, if they are compared; see `ByActivations`.
     """
-
-    needs_data: ClassVar[bool] = True  # by weights they are not looked at
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     cost: Literal["weights", "activations"] = "weights"
     distance: Literal["euclidean", "squared"] = "euclidean"
@@ -72,9 +68,7 @@ class OptimalTransport(OneCheckpoint):
     regularisation: Annotated[float, Field(gt=0)] = 0.03
     max_iterations: PositiveInt = 10_000
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
-    images: PositiveInt | None = 10_000
     kind: Literal["post", "pre"] = "pre"
-    batch_size: PositiveInt = 500
 
     @property
     def is_soft(self) -> bool:
@@ -104,12 +98,7 @@ class OptimalTransport(OneCheckpoint):
         plans: dict[str, Tensor] = {}
         trace: list[dict[str, float]] = []
         with until_interrupted() as run:
-            moments = self._observe(fixed, moving, problem, on_step) if self.cost == "activations" else {}
-            for number, name in enumerate(symmetry.groups):
-                if self.cost == "activations":
-                    squares = torch.stack([place.distance() for place in moments.pop(name).values()]).sum(0)
-                else:
-                    squares = _between_weights(name, fixed, moving, plans, problem)
+            for number, (name, squares) in enumerate(self._squares(fixed, moving, plans, problem, on_step)):
                 costs = squares if self.distance == "squared" else squares.sqrt()
                 plan = self._plan(name, costs)
                 plans[name] = plan.argmax(1) if self.plan == "exact" else plan
@@ -130,19 +119,16 @@ class OptimalTransport(OneCheckpoint):
         still = {name: torch.eye(group.size) for name, group in symmetry.groups.items() if name not in plans}
         return Matching(LinearMap.symmetric(symmetry, {**plans, **still}), objective, trace, run.complete)
 
-    def _observe(
-        self, fixed: State, moving: State, problem: Problem, on_step: OnStep | None
-    ) -> dict[str, dict[str, PairMoments]]:
-        return observe(
-            fixed,
-            moving,
-            problem,
-            kind=self.kind,
-            images=self.images,
-            batch_size=self.batch_size,
-            joint=False,
-            on_step=on_step,
-        )
+    def _squares(
+        self, fixed: State, moving: State, plans: Mapping[str, Tensor], problem: Problem, on_step: OnStep | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield each group with the squared distances (n, n) of its units; by weights, of units mapped by `plans`."""
+        if self.cost == "weights":
+            for name in problem.symmetry.groups:
+                yield name, _between_weights(name, fixed, moving, plans, problem)
+        else:
+            for name, places in self.observe(fixed, moving, problem, joint=False, on_step=on_step):
+                yield name, torch.stack([place.distance() for place in places.values()]).sum(0)
 
     def _plan(self, name: str, costs: Tensor) -> Tensor:
         """The plan n T (n, n) of a group, on the CPU."""

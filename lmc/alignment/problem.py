@@ -220,9 +220,13 @@ def chosen_groups(symmetry: Symmetry, patterns: Sequence[str] | None) -> list[st
 
 def check_pair(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], symmetry: Symmetry) -> None:
     """Raise a `UserError` unless both networks have the tensors of `symmetry` and their parameters are finite."""
+    check_networks({"the fixed network": fixed, "the moving network": moving}, symmetry)
+
+
+def check_networks(networks: Mapping[str, Mapping[str, Tensor]], symmetry: Symmetry) -> None:
+    """Raise a `UserError`, as `check_pair`, that names the network by its key."""
     expected = {name: torch.empty(shape, device="meta") for name, shape in symmetry.shapes.items()}
-    for role, state in (("fixed", fixed), ("moving", moving)):
-        origin = f"the {role} network"
+    for origin, state in networks.items():
         check_fits(state, expected, origin)
         for name in sorted(symmetry.parameters):
             if not _is_finite(state[name]):

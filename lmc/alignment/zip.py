@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from lmc.alignment.problem import Matching, OneCheckpoint, OnStep, Problem, check_pair, until_interrupted
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
@@ -18,7 +18,7 @@ from lmc.symmetry.transform import LinearMap, refuse_blocks, refuse_both_ways
 
 
 @dataclass(frozen=True, kw_only=True)
-class Zip(OneCheckpoint):
+class Zip(ByActivations, OneCheckpoint):
     """Merges the 2n units of a group greedily to n, the most correlated first (Stoica et al. 2024, ZipIt!).
 
     All 2n units of both networks are compared with one another. The two most correlated are merged, and the merged
@@ -46,27 +46,19 @@ class Zip(OneCheckpoint):
     "within_fixed" and "within_moving" (merges that took from the budget), "pairs" (of units that became one),
     "similarity" (their mean correlation)}.
 
-    Memory: 32 n^2 bytes for each place at which a group of n units is observed, beside one batch of activations; and
-    another 32 n^2 for one group at a time.
+    Memory: 32 n^2 bytes for each place at which a group of n units is observed (of as many groups as `memory` has room
+    for), beside one batch of activations; and another 32 n^2 for one group at a time.
 
     Args:
         alpha: factor on the similarities of a unit each time it is merged, in [0, 1]; 0 forbids to merge it again.
         beta: largest share of the merges that may be within a network, half of it for each network.
         depth: share of the groups, in the order of the network, that are zipped.
-        images: at most so many training images, the first ones, without augmentation; None for all.
-        kind: "post" compares outputs of the nonlinearities, "pre" their inputs.
-        batch_size: images in a batch; changes nothing but rounding.
+        images, kind, batch_size, memory: of what is compared; see `ByActivations`.
     """
-
-    needs_data: ClassVar[bool] = True
-    outside_key: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.3
     beta: Annotated[float, Field(ge=0, le=1)] = 0.125
     depth: Annotated[float, Field(gt=0, le=1)] = 1.0
-    images: PositiveInt | None = 10_000
-    kind: Literal["post", "pre"] = "post"
-    batch_size: PositiveInt = 500
 
     @property
     def is_soft(self) -> bool:
@@ -92,19 +84,9 @@ class Zip(OneCheckpoint):
         clusters: dict[str, Tensor] = {}
         trace: list[dict[str, float]] = []
         with until_interrupted() as run:
-            moments = observe(
-                fixed,
-                moving,
-                problem,
-                kind=self.kind,
-                images=self.images,
-                batch_size=self.batch_size,
-                joint=True,
-                groups=names,
-                on_step=on_step,
-            )
-            for number, name in enumerate(names):
-                places = [place.pearson() for place in moments.pop(name).values()]
+            observed = self.observe(fixed, moving, problem, joint=True, groups=names, on_step=on_step)
+            for number, (name, moments) in enumerate(observed):
+                places = [place.pearson() for place in moments.values()]
                 similarity = sum(places[1:], start=places[0]) / len(places)
                 clusters[name] = zip_units(similarity, self.alpha, self.beta)
                 record = {"group": number, "units": len(similarity) // 2, "places": len(places)}

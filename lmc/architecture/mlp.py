@@ -2,20 +2,21 @@
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import he_normal
+from lmc.architecture.initialise import Initialisation, draw_normal
 from lmc.architecture.norm import Norm, has_bias, norm1d
 
 
 class MLP(nn.Module):
     """`depth` hidden layers of `width` ReLU units on the flattened image, then a linear layer.
 
-    With width 512, depth 3 and no normalisation it is the MLP of Git Re-Basin (Ainsworth et al. 2023). Weights are
-    drawn as He et al. (2015) do for ReLU (normal, variance 2 / inputs; 1 / inputs in the last layer), biases are 0.
+    With width 512, depth 3, no normalisation and LeCun's initialisation it is the MLP of Git Re-Basin (Ainsworth et al.
+    2023; flax's default, there truncated at two deviations).
 
     Args:
         input_shape: (C, H, W) of an image.
@@ -23,7 +24,11 @@ class MLP(nn.Module):
         width: units in each hidden layer.
         depth: number of hidden layers.
         norm: between a hidden layer and its ReLU.
+        initialisation: normal, of variance 2 / inputs ("he": He et al. 2015) or 1 / inputs ("lecun"); in the last layer
+            1 / inputs; biases are 0.
     """
+
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"initialisation"})
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class MLP(nn.Module):
         width: PositiveInt = 512,
         depth: PositiveInt = 3,
         norm: Norm = "none",
+        initialisation: Initialisation = "he",
     ) -> None:
         super().__init__()
         sizes = [math.prod(input_shape), *[width] * depth]
@@ -41,7 +47,7 @@ class MLP(nn.Module):
         )
         self.norms = nn.ModuleList(norm1d(norm, width) for _ in range(depth))
         self.classifier = nn.Linear(width, classes)
-        he_normal(self, self.classifier, "fan_in")
+        draw_normal(self, self.classifier, "fan_in", initialisation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes) of normalised images (B, C, H, W)."""

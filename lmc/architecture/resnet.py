@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import he_normal
+from lmc.architecture.initialise import draw_normal
 from lmc.architecture.norm import Norm, conv, norm2d, scaled
 from lmc.errors import UserError
 
@@ -64,7 +64,7 @@ class ResNet(nn.Module):
                 channels = outputs
         self.blocks = nn.ModuleList(stack)
         self.classifier = nn.Linear(channels, classes)
-        he_normal(self, self.classifier, "fan_out")
+        draw_normal(self, self.classifier, "fan_out")
         if norm == "none":
             with torch.no_grad():
                 for unit in stack:

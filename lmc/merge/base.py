@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from lmc.alignment.problem import Alignment, OnStep, Problem
+from lmc.alignment.problem import Alignment, OnStep, Problem, check_networks
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
@@ -56,6 +56,11 @@ class JointMerge(Protocol):
         Raises:
             UserError: a network does not fit `problem.symmetry`, or holds a number that is not finite.
         """
+
+
+def check_all(states: Sequence[State], symmetry: Symmetry) -> None:
+    """Raise a `UserError` that names the network which does not fit `symmetry` or whose parameters are not finite."""
+    check_networks({f"network {n} of {len(states)}": state for n, state in enumerate(states, 1)}, symmetry)
 
 
 def rebased(permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:

@@ -15,7 +15,8 @@ from lmc.alignment.problem import Alignment, OnStep, Problem, until_interrupted
 from lmc.alignment.similarity.mixture import Mixture, SoftNetwork, centre, highest, rise, towards, zero_like
 from lmc.alignment.weight_matching import WeightMatching
 from lmc.merge.base import Frame, rebased, refuse_soft
-from lmc.merge.many import Placed, rounds
+from lmc.merge.many import rounds
+from lmc.merge.placed import Placed
 from lmc.merge.reference import Reference
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation

@@ -1,8 +1,6 @@
 """MergeMany: each network in turn is aligned to the mean of all others, until none gains."""
 
-import itertools
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +10,12 @@ import torch
 from pydantic import Field, PositiveInt
 
 from lmc.alignment.none import NoAlignment
-from lmc.alignment.problem import Alignment, OnStep, Problem, check_pair, until_interrupted
+from lmc.alignment.problem import Alignment, OnStep, Problem, until_interrupted
 from lmc.errors import UserError
 from lmc.merge.base import Frame, rebased, refuse_soft
+from lmc.merge.placed import Placed
 from lmc.seeding import derive, generator
-from lmc.state import State, mean, to_device
-from lmc.symmetry.permutation import Permutation
+from lmc.state import State
 from lmc.symmetry.structure import Symmetry
 
 log = logging.getLogger(__name__)
@@ -74,73 +72,6 @@ class MergeMany:
                 if on_step is not None:
                     on_step(record)
         return Frame(rebased(placed.permutations), placed.objective, trace, run.complete)
-
-
-class Placed:
-    """Networks with a permutation each, and how well they agree: the sum over all pairs of <P_i W_i, P_j W_j>.
-
-    Over all trainable tensors on which some group acts, summed in float64.
-
-    Args:
-        states: at least two networks.
-        problem: their symmetry, and the device to keep them on.
-        permutations: one for each network; None for the networks as they are.
-
-    Raises:
-        UserError: a network does not fit the symmetry, or holds a number that is not finite.
-    """
-
-    def __init__(
-        self, states: Sequence[State], problem: Problem, permutations: Sequence[Permutation] | None = None
-    ) -> None:
-        for state in states[1:]:
-            check_pair(states[0], state, problem.symmetry)
-        self._names = sorted(problem.symmetry.axes_of.keys() & problem.symmetry.parameters)
-        self._states = [to_device(state, problem.device) for state in states]
-        self.permutations = list(permutations or [Permutation.identity(problem.symmetry)] * len(states))
-        self.moved = [
-            permutation.apply(state) for permutation, state in zip(self.permutations, self._states, strict=True)
-        ]
-
-    @property
-    def objective(self) -> float:
-        """The sum over all pairs, computed anew."""
-        total = 0.0
-        for name in self._names:
-            before, *rest = (moved[name].to(torch.float64) for moved in self.moved)
-            for tensor in rest:
-                total += (before * tensor).sum().item()
-                before = before + tensor
-        return total
-
-    @property
-    def bound(self) -> float:
-        """What the objective cannot exceed: the sum over all pairs of ||W_i|| ||W_j|| (Cauchy-Schwarz)."""
-        norms = [
-            math.hypot(*(torch.linalg.vector_norm(state[name], dtype=torch.float64).item() for name in self._names))
-            for state in self._states
-        ]
-        return sum(first * second for first, second in itertools.combinations(norms, 2))
-
-    def others(self, number: int) -> State:
-        """Return the mean of all networks but one, where they are now."""
-        return mean([moved for place, moved in enumerate(self.moved) if place != number])
-
-    def move(self, number: int, permutation: Permutation) -> None:
-        """Apply a permutation to a network, after what has been applied to it before."""
-        self.permutations[number] = permutation.compose(self.permutations[number])
-        self.moved[number] = self.permutations[number].apply(self._states[number])
-
-    def gain(self, number: int, permutation: Permutation) -> float:
-        """Return by how much the objective would rise by `move`."""
-        after = permutation.apply(self.moved[number])
-        total = 0.0
-        for name in self._names:
-            change = after[name].to(torch.float64) - self.moved[number][name].to(torch.float64)
-            for place, moved in enumerate(self.moved):
-                if place != number:
-                    total += (moved[name].to(torch.float64) * change).sum().item()
-        return total
 
 
 def rounds(

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lmc.alignment.problem import Alignment, OnStep, Problem, until_interrupted
 from lmc.merge.base import Frame, refuse_soft
-from lmc.merge.many import Placed
+from lmc.merge.placed import Placed
 from lmc.state import State
 from lmc.symmetry.structure import Symmetry
 

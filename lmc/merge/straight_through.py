@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lmc.alignment.problem import Alignment, OnStep, Problem, check_pair
+from lmc.alignment.problem import Alignment, OnStep, Problem
 from lmc.alignment.straight_through import StraightThroughSearch
-from lmc.merge.base import Frame, refuse_soft
+from lmc.merge.base import Frame, check_all, refuse_soft
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
@@ -54,8 +54,8 @@ class StraightThroughMany(StraightThroughSearch):
         self.check(problem.symmetry, alignment)
         first = Permutation.identity(problem.symmetry)
         start, complete = [], True
+        check_all(states, problem.symmetry)
         for state in states[1:]:
-            check_pair(states[0], state, problem.symmetry)
             if not complete:  # interrupted: networks that have not had their turn stay as they are
                 start.append(first)
                 continue

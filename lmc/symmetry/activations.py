@@ -1,6 +1,6 @@
 """The units of every group, observed while several networks run side by side on the same inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -48,15 +48,25 @@ class Probe:
                 self._sites.setdefault(site.node, []).append((name, site))
         self._traces: dict[tuple[int, ...], Trace] = {}
 
+    @property
+    def places(self) -> dict[str, int]:
+        """The groups that are observed, and at how many places of the network."""
+        found: dict[str, int] = {}
+        for sites in self._sites.values():
+            for name, _ in sites:
+                found[name] = found.get(name, 0) + 1
+        return found
+
     @torch.inference_mode()
     def __call__(
-        self, states: Sequence[Mapping[str, Tensor]], images: Tensor
+        self, states: Sequence[Mapping[str, Tensor]], images: Tensor, groups: Collection[str] | None = None
     ) -> Iterator[tuple[str, str, list[Tensor]]]:
         """Yield (group, node, observations) for every site, in the order of the network, from one forward pass of each.
 
         Args:
             states: networks of the architecture, on the device of `images`.
             images: (batch, ...) inputs; the graph is traced once for each batch shape.
+            groups: those of the observed groups that are wanted now; None for all.
 
         Yields:
             The group, the name of the value it is observed in, and for each network a (units, samples) tensor: for a
@@ -70,6 +80,8 @@ class Probe:
             self._traces[shape] = trace(self._model, example)
         for node, values in self._traces[shape].run(states, images):
             for group, site in self._sites.get(node.name, ()):
+                if groups is not None and group not in groups:
+                    continue
                 chain = self._symmetry.chain(group)
                 yield group, node.name, [_observe(value, site, chain) for value in values]
 

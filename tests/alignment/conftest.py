@@ -1,17 +1,38 @@
+import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
+from torch import Tensor
 
 from lmc.alignment.problem import Problem
+from lmc.seeding import isolated
 from lmc.state import State
+from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Axis, Factor, Group, Segment, Symmetry
+from tests.symmetry.test_structures import CASES
 
 Dims = tuple[tuple[Segment, ...] | str | int, ...]
 Build = Callable[[Mapping[str, int], Mapping[str, Dims]], Symmetry]
 Draw = Callable[[Symmetry, int], State]
 Pose = Callable[..., Problem]
+
+
+def all_permutations(symmetry: Symmetry) -> list[Permutation]:
+    """Every element of the symmetry of plain groups, for brute force."""
+    choices = itertools.product(*(itertools.permutations(range(g.size)) for g in symmetry.groups.values()))
+    return [
+        Permutation(symmetry, dict(zip(symmetry.groups, map(torch.tensor, choice), strict=True))) for choice in choices
+    ]
+
+
+def outputs(problem: Problem, state: State) -> Tensor:
+    """What a network answers to all images of a problem."""
+    assert problem.model is not None
+    assert problem.batches is not None
+    return torch.cat([torch.func.functional_call(problem.model, state, (batch,)) for batch in problem.batches(100)])
 
 
 @pytest.fixture(autouse=True)
@@ -84,16 +105,28 @@ def plant() -> Callable[[Symmetry, State, int, float], tuple[State, Permutation]
     return plant
 
 
+class Symmetries(dict[str, Symmetry]):
+    """Small symmetries by name; one of `CASES`, of which some have units inside blocks, is discovered when needed."""
+
+    def __missing__(self, name: str) -> Symmetry:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # some cases have operators that no rule covers
+        with isolated(0, "test"):
+            self[name] = discover(CASES[name].make().eval(), torch.zeros(2, *CASES[name].shape))
+        logging.disable(before)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
-def symmetries(build: Build) -> dict[str, Symmetry]:
-    """One small symmetry for each shape of the problem."""
+def symmetries(build: Build) -> Symmetries:
+    """One small symmetry for each shape of the problem, by hand; and those of `CASES`."""
 
     def conv(out: str | int, into: str | int) -> Dims:
         return (out, into, 3, 3)
 
     flat = ((Factor("b", 4), Factor(None, 6)),)
     joined = ((Factor(None, 2),), (Factor("a", 5),), (Factor("b", 4),), (Factor("a", 5),))
-    return {
+    by_hand = {
         "mlp": build(
             {"a": 5, "b": 4}, {"1.w": ("a", 3), "1.b": ("a",), "2.w": ("b", "a"), "2.b": ("b",), "3.w": (2, "b")}
         ),
@@ -128,3 +161,4 @@ def symmetries(build: Build) -> dict[str, Symmetry]:
             {"q": (((Factor("h", 3), Factor("d", 4)),), 5), "k": (((Factor("h", 3), Factor("d", 4)),), 5)},
         ),
     }
+    return Symmetries(by_hand)

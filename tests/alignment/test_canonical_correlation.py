@@ -19,7 +19,7 @@ from lmc.state import State
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.transform import LinearMap
-from tests.symmetry.test_structures import CASES
+from tests.alignment.conftest import outputs
 
 
 class Residual(nn.Module):
@@ -63,12 +63,6 @@ def pose(name: str) -> tuple[Problem, State, State]:
     images = torch.randn(300, *shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     symmetry = discover(model, torch.zeros(2, *shape, dtype=torch.float64))
     return Problem(model, symmetry, 0, torch.device("cpu"), lambda size: images.split(size)), networks[0], networks[1]
-
-
-def outputs(problem: Problem, state: State) -> Tensor:
-    assert problem.model is not None
-    assert problem.batches is not None
-    return torch.cat([torch.func.functional_call(problem.model, state, (batch,)) for batch in problem.batches(100)])
 
 
 def samples(seed: int, units: int = 5, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -283,18 +277,6 @@ def test_dependent_units_need_a_ridge() -> None:
     assert all(t.isfinite().all() for t in CanonicalCorrelation()(fixed, dead, problem).transform.apply(dead).values())
     with pytest.raises(UserError, match=r"linearly dependent .*more images"):
         CanonicalCorrelation(gamma=0, images=4)(fixed, moving, problem)
-
-
-@pytest.mark.parametrize("case", ["packed attention", "grouped convolution"])
-def test_units_inside_blocks_are_refused(case: str) -> None:
-    with seeding.isolated(0, case):
-        model = CASES[case].make().eval()
-    symmetry = discover(model, torch.zeros(2, *CASES[case].shape))
-    weights = states.of_model(model)
-    with pytest.raises(UserError, match=r"CanonicalCorrelation is not defined for units inside blocks"):
-        CanonicalCorrelation().check(symmetry)
-    with pytest.raises(UserError, match=r"not defined for units inside blocks"):
-        CanonicalCorrelation()(weights, weights, Problem(model, symmetry, 0, torch.device("cpu"), None))
 
 
 class Words(nn.Module):

@@ -1,5 +1,4 @@
 import itertools
-import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -15,13 +14,10 @@ from lmc.alignment.problem import Problem
 from lmc.alignment.similarity.mixture import Mixture, SoftNetwork, centre, highest, rise, towards
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.errors import UserError
-from lmc.seeding import isolated
 from lmc.state import State
-from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Factor, Symmetry
 from lmc.symmetry.transform import LinearMap
-from tests.symmetry.test_structures import CASES
 
 Draw = Callable[[Symmetry, int], State]
 Pose = Callable[..., Problem]
@@ -36,17 +32,6 @@ BLOCKS = [
     "heads by einsum",
 ]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def structures() -> dict[str, Symmetry]:
-    found = {}
-    logging.disable(logging.WARNING)
-    for name in BLOCKS:
-        with isolated(0, "test"):
-            found[name] = discover(CASES[name].make().eval(), torch.zeros(2, *CASES[name].shape))
-    logging.disable(logging.NOTSET)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +99,9 @@ def test_the_objective_is_that_of_the_soft_network(symmetries: dict[str, Symmetr
 
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
 def test_at_a_permutation_and_at_the_centre_the_objective_is_weight_matchings(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str
+    symmetries: dict[str, Symmetry], draw: Draw, name: str
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     fixed, moving = pair_of(symmetry, draw)
     weights, (soft, others) = WeightSimilarity(fixed, moving, symmetry, CPU), soft_pair(fixed, moving, symmetry)
     permutation = Permutation.random(symmetry, torch.Generator().manual_seed(5))
@@ -127,9 +112,9 @@ def test_at_a_permutation_and_at_the_centre_the_objective_is_weight_matchings(
 
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
 def test_a_mixture_is_doubly_stochastic_and_rounded_to_what_it_is_mostly_made_of(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], name: str
+    symmetries: dict[str, Symmetry], name: str
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     permutation = Permutation.random(symmetry, torch.Generator().manual_seed(5))
     mixture = towards(mixed(symmetry, 0, 0.3, 0.5), symmetry, permutation, 0.6)
     for group, matrix in mixture.items():
@@ -143,10 +128,8 @@ def test_a_mixture_is_doubly_stochastic_and_rounded_to_what_it_is_mostly_made_of
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
-def test_the_gradient_promises_what_a_small_step_gains(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str
-):
-    symmetry = (symmetries | structures)[name]
+def test_the_gradient_promises_what_a_small_step_gains(symmetries: dict[str, Symmetry], draw: Draw, name: str):
+    symmetry = symmetries[name]
     soft, others = soft_pair(*pair_of(symmetry, draw), symmetry)
     mixture = mixed(symmetry, 3, 0.3, 0.4)
     value, gradient = soft.gradient(mixture, others)
@@ -162,9 +145,9 @@ def test_the_gradient_promises_what_a_small_step_gains(
     assert symmetry.shared or best >= 0
 
 
-def test_a_mixture_of_elements_of_a_wreath_product_is_their_mean(structures: dict[str, Symmetry], draw: Draw):
+def test_a_mixture_of_elements_of_a_wreath_product_is_their_mean(symmetries: dict[str, Symmetry], draw: Draw):
     """Attention is linear in each family: the objective of a mixture is the mixture of the objectives."""
-    symmetry = structures["packed attention"]
+    symmetry = symmetries["packed attention"]
     fixed, moving = pair_of(symmetry, draw)
     soft, others = soft_pair(fixed, moving, symmetry)
     generator = torch.Generator().manual_seed(1)
@@ -177,10 +160,8 @@ def test_a_mixture_of_elements_of_a_wreath_product_is_their_mean(structures: dic
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "packed attention", "grouped convolution"])
-def test_the_step_is_the_best_on_the_segment(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str
-):
-    symmetry = (symmetries | structures)[name]
+def test_the_step_is_the_best_on_the_segment(symmetries: dict[str, Symmetry], draw: Draw, name: str):
+    symmetry = symmetries[name]
     fixed, moving = pair_of(symmetry, draw)
     soft, others = soft_pair(fixed, moving, symmetry)
     assert (soft.degree is None) == (name == "grouped convolution")
@@ -247,9 +228,9 @@ def test_steps_are_those_of_an_independent_implementation(symmetries: dict[str, 
 @pytest.mark.parametrize("start", ["centre", "identity", "random"])
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
 def test_the_mixture_only_rises_and_what_is_reported_is_true(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str, start: str, finish: str
+    symmetries: dict[str, Symmetry], draw: Draw, name: str, start: str, finish: str
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     fixed, moving = pair_of(symmetry, draw)
     seen: list[Mapping[str, float]] = []
     problem = Problem(None, symmetry, 0, CPU, None)
@@ -314,9 +295,9 @@ def test_planted_permutation_is_recovered(
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_planted_element_of_a_wreath_product_is_recovered(
-    structures: dict[str, Symmetry], draw: Draw, pose: Pose, plant: Plant, name: str
+    symmetries: dict[str, Symmetry], draw: Draw, pose: Pose, plant: Plant, name: str
 ):
-    symmetry = structures[name]
+    symmetry = symmetries[name]
     for seed in range(2):
         fixed = double(draw(symmetry, seed))
         moving, truth = plant(symmetry, fixed, seed, 0.01)

@@ -23,7 +23,6 @@ from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
 from lmc.symmetry.transform import LinearMap
-from tests.symmetry.test_structures import CASES
 
 Plant = Callable[[Symmetry, State, int, float], tuple[State, Permutation]]
 SIZES = (6, 5, 7, 4, 3)
@@ -327,18 +326,6 @@ def test_iterations_that_do_not_suffice_are_told(caplog: pytest.LogCaptureFixtur
     caplog.clear()
     OptimalTransport(plan="entropic")(fixed, moving, problem)
     assert not caplog.text
-
-
-@pytest.mark.parametrize("case", ["packed attention", "grouped convolution"])
-def test_units_inside_blocks_are_refused(case: str) -> None:
-    with seeding.isolated(0, case):
-        model = CASES[case].make().eval()
-    symmetry = discover(model, torch.zeros(2, *CASES[case].shape))
-    weights = states.of_model(model)
-    with pytest.raises(UserError, match=r"OptimalTransport is not defined for units inside blocks"):
-        OptimalTransport().check(symmetry)
-    with pytest.raises(UserError, match=r"not defined for units inside blocks"):
-        OptimalTransport()(weights, weights, Problem(model, symmetry, 0, torch.device("cpu"), None))
 
 
 def test_only_entropic_plans_are_soft() -> None:

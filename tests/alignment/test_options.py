@@ -135,3 +135,16 @@ def test_align_is_the_short_way(model: nn.Module, symmetry: Symmetry, images: to
     assert by_activations == hidden.inverse()
     with pytest.raises(UserError, match="no model was given"):
         align(symmetry, fixed, moving, ActivationMatching(images=None), batches=images.split(10))
+
+
+@pytest.mark.parametrize("name", ["canonical_correlation", "optimal_transport", "zip"])
+@pytest.mark.parametrize("case", ["packed attention", "grouped convolution"])
+def test_units_inside_blocks_are_refused_at_once(
+    symmetries: dict[str, Symmetry], draw: Callable[[Symmetry, int], State], name: str, case: str
+):
+    symmetry, method = symmetries[case], config.build(node(name), "alignment")
+    with pytest.raises(UserError, match=f"{type(method).__name__} is not defined for units inside blocks"):
+        method.check(symmetry)
+    weights = draw(symmetry, 0)
+    with pytest.raises(UserError, match="not defined for units inside blocks"):
+        method(weights, weights, Problem(None, symmetry, 0, torch.device("cpu"), None))

@@ -1,5 +1,4 @@
 import itertools
-import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,12 +12,9 @@ from lmc.alignment.problem import Problem
 from lmc.alignment.similarity.weights import WeightSimilarity
 from lmc.alignment.simulated_annealing import SimulatedAnnealing, _changes, _Walk
 from lmc.errors import UserError
-from lmc.seeding import isolated
 from lmc.state import State
-from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
-from tests.symmetry.test_structures import CASES
 
 Draw = Callable[[Symmetry, int], State]
 Pose = Callable[..., Problem]
@@ -33,17 +29,6 @@ BLOCKS = [
     "shared module",
 ]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def structures() -> dict[str, Symmetry]:
-    found = {}
-    logging.disable(logging.WARNING)
-    for name in BLOCKS:
-        with isolated(0, "test"):
-            found[name] = discover(CASES[name].make().eval(), torch.zeros(2, *CASES[name].shape))
-    logging.disable(logging.NOTSET)
-    return found
 
 
 def double(network: Mapping[str, Tensor]) -> State:
@@ -65,11 +50,9 @@ def objective(fixed: State, moving: State, permutation: Permutation) -> float:
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
-def test_a_move_changes_the_objective_by_what_is_foretold(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str
-):
+def test_a_move_changes_the_objective_by_what_is_foretold(symmetries: dict[str, Symmetry], draw: Draw, name: str):
     """Against the permuted networks, for every transposition of every group on its own."""
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     fixed, moving = pair_of(symmetry, draw)
     begin = Permutation.random(symmetry, torch.Generator().manual_seed(1))
     walk, before = walk_from(begin, fixed, moving), objective(fixed, moving, begin)
@@ -104,9 +87,9 @@ def test_groups_whose_pairs_bear_on_each_other_are_told_apart(
 @pytest.mark.parametrize("pairings", [1, 5])
 @pytest.mark.parametrize("name", [*PLAIN, *BLOCKS])
 def test_what_is_kept_along_the_way_is_what_is_computed_anew(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, name: str, pairings: int
+    symmetries: dict[str, Symmetry], draw: Draw, name: str, pairings: int
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     fixed, moving = pair_of(symmetry, draw)
     draws = torch.Generator().manual_seed(2)
     walk = walk_from(Permutation.identity(symmetry), fixed, moving)
@@ -163,13 +146,12 @@ def test_the_best_of_all_permutations_is_found_and_never_exceeded(
 @pytest.mark.parametrize("name", ["mlp", "residual", "self-coupled", *BLOCKS])
 def test_planted_permutation_is_recovered(
     symmetries: dict[str, Symmetry],
-    structures: dict[str, Symmetry],
     draw: Draw,
     pose: Pose,
     plant: Plant,
     name: str,
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     fixed = draw(symmetry, 1)
     moving, truth = plant(symmetry, fixed, 1, 0.01)
     assert SimulatedAnnealing(sweeps=250, pairings=3)(fixed, moving, pose(symmetry)).permutation == truth

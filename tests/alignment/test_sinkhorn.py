@@ -1,4 +1,3 @@
-import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
 from lmc.symmetry.transform import LinearMap
+from tests.alignment.conftest import all_permutations
 from tests.alignment.test_straight_through import Task, plant
 
 CPU = torch.device("cpu")
@@ -182,11 +182,7 @@ def test_the_loss_is_better_than_weight_matching_makes_it(digits: Task, pair: tu
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_no_permutation_is_better_than_the_best_of_all(objective: str):
     task = Task.digits(4, 3)
-    choices = itertools.product(*(itertools.permutations(range(g.size)) for g in task.symmetry.groups.values()))
-    everything = [
-        Permutation(task.symmetry, dict(zip(task.symmetry.groups, map(torch.tensor, choice), strict=True)))
-        for choice in choices
-    ]
+    everything = all_permutations(task.symmetry)
     assert len(everything) == 24 * 6
     optimal = 0
     for seed in range(2):

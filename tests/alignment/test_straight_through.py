@@ -23,6 +23,7 @@ from lmc.seeding import isolated
 from lmc.state import State
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
+from tests.alignment.conftest import all_permutations
 from tests.symmetry.test_structures import CASES
 
 CPU = torch.device("cpu")
@@ -149,11 +150,7 @@ def test_the_midpoint_is_better_than_weight_matching_makes_it(digits: Task, pair
 @pytest.mark.parametrize("start", ["fixed", "weight_matching"])
 def test_no_permutation_is_better_than_the_best_of_all(start: str):
     task = Task.digits(4, 3)
-    choices = itertools.product(*(itertools.permutations(range(g.size)) for g in task.symmetry.groups.values()))
-    everything = [
-        Permutation(task.symmetry, dict(zip(task.symmetry.groups, map(torch.tensor, choice), strict=True)))
-        for choice in choices
-    ]
+    everything = all_permutations(task.symmetry)
     assert len(everything) == 24 * 6
     optimal = 0
     for seed in range(3):

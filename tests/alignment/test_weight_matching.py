@@ -15,6 +15,7 @@ from lmc.state import State, of_model
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.structure import Symmetry
+from tests.alignment.conftest import all_permutations
 
 Draw = Callable[[Symmetry, int], State]
 Pose = Callable[..., Problem]
@@ -65,9 +66,7 @@ def test_no_permutation_is_better_than_the_best_of_the_restarts(
     optimal = 0
     for seed in range(3):
         fixed, moving = draw(symmetry, 2 * seed), draw(symmetry, 2 * seed + 1)
-        choices = itertools.product(*(itertools.permutations(range(g.size)) for g in symmetry.groups.values()))
-        everything = [dict(zip(symmetry.groups, map(torch.tensor, choice), strict=True)) for choice in choices]
-        best = max(objective(fixed, moving, Permutation(symmetry, choice)) for choice in everything)
+        best = max(objective(fixed, moving, choice) for choice in all_permutations(symmetry))
         found = WeightMatching(restarts=20, start="random")(fixed, moving, pose(symmetry, seed)).objective
         assert found <= best + 1e-4
         optimal += found > best - 1e-4

@@ -14,14 +14,14 @@ from lmc import seeding
 from lmc import state as states
 from lmc.alignment.activation_matching import ActivationMatching
 from lmc.alignment.problem import Matching, Problem
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.alignment.zip import Zip, zip_units
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
 from lmc.symmetry.transform import LinearMap
-from tests.symmetry.test_structures import CASES
+from tests.alignment.conftest import outputs
 
 Plant = Callable[..., tuple[State, Permutation]]
 SIZES = (6, 16, 17, 3)
@@ -73,12 +73,6 @@ def pose(name: str) -> tuple[Problem, State, State]:
     return posed(model, shape), networks[0], networks[1]
 
 
-def outputs(problem: Problem, state: State) -> Tensor:
-    assert problem.model is not None
-    assert problem.batches is not None
-    return torch.cat([torch.func.functional_call(problem.model, state, (batch,)) for batch in problem.batches(100)])
-
-
 def zipped(matching: Matching, fixed: State, moving: State) -> State:
     """The mean of both transformed networks."""
     ours = fixed if matching.fixed_transform is None else matching.fixed_transform.apply(fixed)
@@ -87,10 +81,8 @@ def zipped(matching: Matching, fixed: State, moving: State) -> State:
 
 def mean_in_order(problem: Problem, fixed: State, moving: State) -> float:
     """The mean correlation of units in the order in which they come."""
-    moments = observe(fixed, moving, problem, kind="post", images=None, batch_size=200, joint=False)
-    pairs = [
-        np.mean([place.pearson().diagonal().numpy() for place in places.values()], 0) for places in moments.values()
-    ]
+    observed = ByActivations(images=None, batch_size=200).observe(fixed, moving, problem, joint=False)
+    pairs = [np.mean([place.pearson().diagonal().numpy() for place in places.values()], 0) for _, places in observed]
     return float(np.concatenate(pairs).mean())
 
 
@@ -344,18 +336,6 @@ def test_interrupted_it_returns_the_groups_that_are_done() -> None:
 def test_without_a_budget_it_is_not_soft() -> None:
     assert Zip().is_soft
     assert not Zip(beta=0).is_soft
-
-
-@pytest.mark.parametrize("case", ["packed attention", "grouped convolution"])
-def test_units_inside_blocks_are_refused(case: str) -> None:
-    with seeding.isolated(0, case):
-        model = CASES[case].make().eval()
-    symmetry = discover(model, torch.zeros(2, *CASES[case].shape))
-    weights = states.of_model(model)
-    with pytest.raises(UserError, match=r"Zip is not defined for units inside blocks"):
-        Zip().check(symmetry)
-    with pytest.raises(UserError, match=r"not defined for units inside blocks"):
-        Zip()(weights, weights, Problem(model, symmetry, 0, torch.device("cpu"), None))
 
 
 def test_of_tied_weights_only_permutations_are_handled() -> None:

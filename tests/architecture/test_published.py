@@ -56,11 +56,19 @@ def test_width_multiplies_every_channel(network, option):
     assert min(channels(network(option, width=1e-3))) == 1
 
 
-@pytest.mark.parametrize(("option", "gain", "fan"), [("mlp", 2, 1), ("vgg11", 2, 1), ("resnet20", 2, 0)])
-def test_hidden_weights_are_drawn_after_he(network, option, gain, fan):
+@pytest.mark.parametrize(
+    ("option", "settings", "gain", "fan"),
+    [
+        ("mlp", {}, 2, 1),
+        ("mlp", {"initialisation": "lecun"}, 1, 1),
+        ("vgg11", {}, 2, 1),
+        ("resnet20", {}, 2, 0),
+    ],
+)
+def test_hidden_weights_are_drawn_after_he_or_lecun(network, option, settings, gain, fan):
     hidden = [
         layer
-        for name, layer in network(option).named_modules()
+        for name, layer in network(option, **settings).named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear) and name != "classifier" and layer.weight.numel() > 4_000
     ]
     assert len(hidden) >= 3

@@ -1,14 +1,10 @@
 from collections.abc import Sequence
 
 import pytest
-import torch
 
 from lmc.state import State
-from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
-from lmc.symmetry.structure import Symmetry
 from tests.alignment.conftest import build, draw, one_thread, plant, pose, symmetries
-from tests.symmetry.test_structures import CASES
 
 __all__ = ["build", "draw", "one_thread", "plant", "pose", "symmetries"]
 
@@ -37,10 +33,3 @@ class Networks:
 @pytest.fixture(scope="session")
 def networks() -> type[Networks]:
     return Networks
-
-
-@pytest.fixture(scope="session")
-def structures() -> dict[str, Symmetry]:
-    """Symmetries with units inside blocks."""
-    names = ("packed attention", "grouped convolution")
-    return {name: discover(CASES[name].make().eval(), torch.zeros(2, *CASES[name].shape)) for name in names}

@@ -31,10 +31,10 @@ def drawn(symmetry: Symmetry, draw: Draw, networks: Any, count: int = 3) -> list
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_and_the_step_are_those_of_the_objective(
-    symmetries: dict[str, Symmetry], structures: dict[str, Symmetry], draw: Draw, pose: Pose, networks: Any, name: str
+    symmetries: dict[str, Symmetry], draw: Draw, pose: Pose, networks: Any, name: str
 ):
     """At permutations against the definition, between them against differences and a grid."""
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     given = drawn(symmetry, draw, networks)
     universe = _Universe(given, pose(symmetry), first_stays=False)
     generator = torch.Generator().manual_seed(0)
@@ -61,14 +61,13 @@ def test_the_gradient_and_the_step_are_those_of_the_objective(
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mixtures_only_rise_and_what_follows_does_too(
     symmetries: dict[str, Symmetry],
-    structures: dict[str, Symmetry],
     draw: Draw,
     pose: Pose,
     networks: Any,
     name: str,
     start: Any,
 ):
-    symmetry = (symmetries | structures)[name]
+    symmetry = symmetries[name]
     given = drawn(symmetry, draw, networks)
     trace = CycleConsistent(start=start, max_steps=15)(given, WeightMatching(), pose(symmetry)).trace
     steps = [record for record in trace if "step" in record]

@@ -218,7 +218,7 @@ def test_what_cannot_be_used_is_refused(digits: Task, networks: list[State]):
         StraightThroughMany()(networks, soft, digits.problem())
     StraightThroughMany().check(digits.symmetry, WeightMatching())
     broken = [networks[0], {**networks[1], "1.bias": networks[1]["1.bias"] * float("nan")}]
-    with pytest.raises(UserError, match=r"cannot be aligned: tensor '1\.bias' holds NaN"):
+    with pytest.raises(UserError, match=r"network 2 of 2 cannot be aligned: tensor '1\.bias' holds NaN"):
         StraightThroughMany()(broken, NoAlignment(), digits.problem())
 
 
