@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmc.alignment.assignment import assign_all, flat, matched
 from lmc.alignment.problem import Problem
-from lmc.alignment.similarity.observed import observe
+from lmc.alignment.similarity.observed import ByActivations
 from lmc.curve.base import Path
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
@@ -180,21 +180,13 @@ def rematch(
     between = _network(path, correction, t, problem.device)
     found = []
     for number, place in enumerate((0.0, 1.0)):
-        moments = observe(
-            _network(path, correction, place, problem.device),
-            between,
-            problem,
-            kind="post",
-            images=examples,
-            batch_size=batch_size,
-            joint=False,
-            groups=observable(symmetry),
+        end = _network(path, correction, place, problem.device)
+        observed = ByActivations(images=examples, batch_size=batch_size).observe(
+            end, between, problem, joint=False, groups=observable(symmetry)
         )
         # The mean over places orders the matchings as the sum does.
         similarities = {
-            name: torch.stack([one.pearson() for one in places.values()]).mean(0)
-            for name, places in moments.items()
-            if places
+            name: torch.stack([one.pearson() for one in places.values()]).mean(0) for name, places in observed
         }
         found.append(_rematching(symmetry, similarities))
         if on_end is not None:
