@@ -22,6 +22,9 @@ from lmc.errors import UserError
 VARIANCE = "variance_ratio"
 """What is left, in the middle of a path, of the variance of a layer's pre-activations: before and after correction."""
 
+ANALYSIS = "analysis"
+"""Beside a number that an analysis found: which one."""
+
 PathName = Literal["aligned", "unaligned"]
 RESULTS_FILE = "results.jsonl"
 PATH_FILE = "path.csv"

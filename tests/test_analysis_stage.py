@@ -86,7 +86,7 @@ def test_every_pair_is_looked_at_once_and_the_finding_is_kept():
     look = {"_target_": "looks.Look"}
     first = run("seeds=[0,1,2]", look=look)
     assert [(row.pair, row.value, dict(row.more)) for row in first.rows if row.what == "look"] == [
-        (pair, 2, {"layer": "a"}) for pair in ((0, 1), (0, 2), (1, 2))
+        (pair, 2, {"analysis": "look", "layer": "a"}) for pair in ((0, 1), (0, 2), (1, 2))
     ]
     assert sorted(first.files) == ["look_0-1_seen.txt", "look_0-2_seen.txt", "look_1-2_seen.txt"]
     assert all(path.read_text(encoding="utf-8") == "2" for path in first.files.values())

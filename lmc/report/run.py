@@ -9,6 +9,7 @@ from lmc.errors import UserError
 from lmc.report.contours import plane_figure
 from lmc.report.figures import run_figure, save, variance_figure
 from lmc.report.lines import lines
+from lmc.report.looks import looks_table
 from lmc.report.measures import of_values
 from lmc.report.planes import plane_files, read_plane
 from lmc.report.runs import read_whole_path
@@ -83,6 +84,7 @@ def run_table(rows: Sequence[Row]) -> str:
         _barriers("Barrier at the midpoint: excess over the mean of the ends", rows, "barrier_midpoint"),
         _levels("Barycentre of all networks", "path", _by_path([row for row in rows if row.what == "barycentre"])),
         _alignments(rows),
+        looks_table(rows),
     ]
     return "\n".join(table for table in tables if table)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmc import config
 from lmc.analysis.base import Analysis, Setting, Subject
 from lmc.plan import Plan
-from lmc.results import Row
+from lmc.results import ANALYSIS, Row
 from lmc.stages.base import Observer, Pair, Results
 from lmc.stages.frame import in_first_frame
 from lmc.stages.path import Joined
@@ -69,5 +69,8 @@ def _analyse(
 
     artifact = plan.stage("analysis", made_of, [*parents, plan.dataset_key], make)
     findings = json.loads((artifact.folder / _FINDINGS_FILE).read_text(encoding="utf-8"))
-    rows = [Row(path="aligned", pair=labels, key=artifact.key, **finding) for finding in findings]
+    rows = [
+        Row(path="aligned", pair=labels, key=artifact.key, **{**finding, "more": {ANALYSIS: name, **finding["more"]}})
+        for finding in findings
+    ]
     return Results(rows, files={f"{name}_{label}_{file}": artifact.folder / file for file in analysis.files})

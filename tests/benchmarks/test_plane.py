@@ -1,9 +1,10 @@
-"""A plane costs what plain evaluations of as many networks cost (at most 1.05)."""
+"""A plane of 21 x 21 points costs what 441 plain evaluations cost (at most 1.05)."""
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from lmc.seeding import generator, isolated
 from lmc.state import State, interpolate, of_model
 from lmc.statistics.none import NoCorrection
 
-ROUNDS = 2
+GRID, WHOLE = 5, 21**2
+"""Fewer points are measured than a whole plane has, which would take minutes."""
 
 
 def pictures(shape: tuple[int, int, int], train: int, test: int) -> Dataset:
@@ -60,19 +62,10 @@ def plain_evaluation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]])
     return loss / count
 
 
-# Fewer than 21 x 21 points, so that it takes seconds: what a plane costs beside its points (the axes, the trace of the
-# curve) counts for more here than it does in a whole one.
 CASES = {
-    "mlp": (lambda: MLP(input_shape=(1, 28, 28), classes=10), (1, 28, 28), 4000, 2000, 7),
-    "resnet20": (lambda: ResNet(input_shape=(3, 32, 32), classes=10), (3, 32, 32), 250, 125, 5),
+    "mlp": (lambda: MLP(input_shape=(1, 28, 28), classes=10), (1, 28, 28), 4000, 2000),
+    "resnet20": (lambda: ResNet(input_shape=(3, 32, 32), classes=10), (3, 32, 32), 250, 125),
 }
-
-
-def clock(work: Callable[[], object]) -> float:
-    """Processor seconds: unlike wall time, other processes on the machine change them little."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +79,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_plane_over_plain_evaluations(benchmark, name, tmp_path: Path):
-    architecture, shape, train, test, grid = CASES[name]
+    architecture, shape, train, test = CASES[name]
     dataset = pictures(shape, train, test)
     networks = []
     for seed in range(3):
@@ -98,22 +91,23 @@ def test_plane_over_plain_evaluations(benchmark, name, tmp_path: Path):
         networks=networks[:2], path=Bent(networks), seed=0,
         correction=NoCorrection().bind(model, None, networks[:2], dataset),
     )  # fmt: skip
-    plane = Plane(grid=grid)
 
-    def plain() -> None:
-        for _ in range(grid**2):
-            for split in (dataset.train, dataset.test):
-                plain_evaluation(model, dataset.batches(split, 500))
+    ends, plain, ours = [time.process_time()], [], []
 
-    def ours() -> None:
-        for file in plane.files:
-            (tmp_path / file).unlink(missing_ok=True)
-        plane(subject, tmp_path, lambda numbers: None)
+    def on_step(numbers: object) -> None:
+        """Between any two points a plain evaluation: both then suffer alike from what else the machine does."""
+        start = time.process_time()
+        ours.append(start - ends[-1])
+        for split in (dataset.train, dataset.test):
+            plain_evaluation(model, dataset.batches(split, 500))
+        ends.append(time.process_time())
+        plain.append(ends[-1] - start)
 
-    times = [(clock(plain), clock(ours)) for _ in range(ROUNDS)]
-    ratio = min(mine for _, mine in times) / min(reference for reference, _ in times)
+    Plane(grid=GRID)(subject, tmp_path, on_step)
+    once = ours[0] - median(ours) + time.process_time() - ends[-1]  # the axes and the curve, before the first point
+    ratio = (once + WHOLE * median(ours)) / (WHOLE * median(plain))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    benchmark.name = f"{name}: plane of {grid} x {grid}, {ratio:.3f} of plain evaluations, peak {peak} MiB"
-    benchmark.extra_info.update(ratio=ratio, times=times, peak_mib=peak)
-    benchmark.pedantic(ours, rounds=1)
+    benchmark.name = f"{name}: plane of {WHOLE} points, {ratio:.3f} of plain evaluations, peak {peak} MiB"
+    benchmark.extra_info.update(ratio=ratio, once=once, ours=ours, plain=plain, peak_mib=peak)
+    benchmark.pedantic(subject.splits.measure, args=(model, networks[0]), rounds=1)
     assert ratio <= 1.05
