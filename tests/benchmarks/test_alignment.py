@@ -57,7 +57,7 @@ def rows_of(tensor: Tensor, axis: Axis) -> Tensor:
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """MiB by which the process grew at most while the block ran, sampled every 5 ms; filled in at its end (Linux)."""
-    done, most = threading.Event(), [0]
+    done = threading.Event()
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
@@ -67,6 +67,7 @@ def peak_memory() -> Iterator[list[float]]:
             most[0] = max(most[0], resident())
 
     before, grown = resident(), list[float]()
+    most = [before]
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
