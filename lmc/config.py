@@ -152,9 +152,12 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
 
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name} is no option; {nearest(name, error.options)}known: {', '.join(sorted(error.options))}"
+        # Of a group of which many are chosen Hydra does not say what options there are.
+        options = error.options or [path.stem for path in Path(conf_dir(), group).glob("*.yaml")]
+        if options:
+            return f"{group}={name} is no option; {nearest(name, options)}known: {', '.join(sorted(options))}"
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)

@@ -106,6 +106,8 @@ def test_a_failed_job_does_not_take_the_others_or_the_report_with_it(tmp_path: P
         (["alignment.max_itr=3"], "alignment.max_itr is not a setting; "),
         (["+alignment.max_itr=3"], "alignment.max_itr is not a setting; "),
         (["training.attack.steps=3"], "training.attack.steps is not a setting yet; choose an option with training/att"),
+        (["analysis=[plan]"], "analysis=plan is no option; did you mean plane? known: backdoor, "),
+        (["analysis=plan"], "analysis=plan is no option; did you mean plane? known: backdoor, "),
         (["analysis.plane.grid=3"], "analysis.plane.grid is not a setting yet; choose analysis=[plane]"),
         (["seeds=abc"], "Error merging override seeds=abc"),
         (["endpoints=checkpoint"], "endpoints.files is missing; set it with endpoints.files=VALUE"),
