@@ -14,6 +14,7 @@ from torch import nn
 from lmc import config, seeding
 from lmc import state as states
 from lmc.analysis.base import Analysis, Setting
+from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
 from lmc.endpoints.base import Endpoints
 from lmc.errors import UserError
@@ -114,28 +115,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     dataset = _dataset(json.dumps(settings["dataset"]))
     with seeding.isolated(0, "plan"):
         model = _network(settings, dataset)
-    built["endpoints"].check(states.of_model(model), built["training"].epochs)
-    if built["alignment"].stacked > (earlier := built["endpoints"].earlier_checkpoints):
-        raise UserError(
-            f"alignment.stacked={built['alignment'].stacked}: there are {earlier} earlier checkpoints of each network; "
-            "keep more of them with endpoints.keep_epochs=[...] or endpoints.earlier=[...], or stack fewer"
-        )
-    example = torch.zeros(2, *dataset.input_shape)
-    symmetry = discover(model.eval(), example)
-    built["evaluation"].splits(dataset)  # more images asked for than there are?
-    built["alignment"].check(symmetry)
-    if not isinstance(built["merge"], Pairs):
-        built["merge"].check(symmetry, built["alignment"])
-    built["statistics"].bind(model, symmetry, (), dataset)
-    proof = verify(model, symmetry, example)
-    units = sum(symmetry.units(name) for name in symmetry.groups)
-    log.info(
-        "symmetry: %d hidden units in %d group%s can be permuted; doing so changes the outputs by %.0e",
-        units,
-        len(symmetry.groups),
-        "" if len(symmetry.groups) == 1 else "s",
-        proof.error,
-    )
+    symmetry = _checked_symmetry(built, model, dataset)
     identity = {**config.identity(settings["dataset"], "dataset"), "checksum": dataset.checksum}
     dataset = dataset.to(device)
     setting = Setting(
@@ -159,14 +139,39 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         networks_key=stage_key("dataset", _of_networks(identity, dataset), ()),
         model=model,
         symmetry=symmetry,
-        training=built["training"],
-        endpoints=built["endpoints"],
-        merge=built["merge"],
-        statistics=built["statistics"],
-        evaluation=built["evaluation"],
+        **{group: built[group] for group in ("training", "endpoints", "merge", "statistics", "evaluation")},
         analyses=analyses,
         setting=setting,
     )
+
+
+def _checked_symmetry(built: Mapping[str, Any], model: nn.Module, dataset: Dataset) -> Symmetry:
+    """Return the symmetry of `model`, proved, if the chosen options can do with it, with the network and the data."""
+    built["endpoints"].check(states.of_model(model), built["training"].epochs)
+    if built["alignment"].stacked > (earlier := built["endpoints"].earlier_checkpoints):
+        raise UserError(
+            f"alignment.stacked={built['alignment'].stacked}: there are {earlier} earlier checkpoints of each network; "
+            "keep more of them with endpoints.keep_epochs=[...] or endpoints.earlier=[...], or stack fewer"
+        )
+    if isinstance(built["curve"], TrainedCurve):
+        built["curve"].check(model)
+    example = torch.zeros(2, *dataset.input_shape)
+    symmetry = discover(model.eval(), example)
+    built["evaluation"].splits(dataset)  # more images asked for than there are?
+    built["alignment"].check(symmetry)
+    if not isinstance(built["merge"], Pairs):
+        built["merge"].check(symmetry, built["alignment"])
+    built["statistics"].bind(model, symmetry, (), dataset)
+    proof = verify(model, symmetry, example)
+    units = sum(symmetry.units(name) for name in symmetry.groups)
+    log.info(
+        "symmetry: %d hidden units in %d group%s can be permuted; doing so changes the outputs by %.0e",
+        units,
+        len(symmetry.groups),
+        "" if len(symmetry.groups) == 1 else "s",
+        proof.error,
+    )
+    return symmetry
 
 
 def _of_networks(identity: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -27,9 +27,8 @@ class Path(Protocol):
         ...
 
 
-@runtime_checkable
 class Curve(Protocol):
-    """A kind of path.
+    """A kind of path; one whose inner points are trained is a `lmc.curve.trained.TrainedCurve`.
 
     Attributes:
         training: how its inner points are trained; None if there is nothing to fit.
@@ -37,20 +36,6 @@ class Curve(Protocol):
 
     @property
     def training(self) -> Training | None: ...  # noqa: D102 (above)
-
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Train the inner points between `fixed` and `moving`, and write them and their history into `folder`."""
-        ...
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> Path:
         """Return the path from `fixed` to `moving` through the inner points in `folder` (None: there are none)."""

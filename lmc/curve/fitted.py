@@ -1,28 +1,24 @@
 """What the curves with trained inner points have in common: storage, training, files, and the path."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc.curve.bends import BendsTrainable
 from lmc.curve.points import BENDS_FILE, PointsPath, read_points, write_points
-from lmc.dataset.images import Dataset
-from lmc.seeding import derive
-from lmc.state import check_fits, to_device
-from lmc.training.loop import fit
-from lmc.training.recipe import Training
+from lmc.curve.trained import Ends, Fit, TrainedCurve
 
 __all__ = ["BENDS_FILE", "Fitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted(ABC):
+class Fitted(TrainedCurve):
     """A curve phi(t) = sum_i w_i(t) P_i through control points: P_0 fixed, P_1 .. P_bends trained, then moving.
 
     Only the parameters that require gradients bend; everything else stays on the straight line. The inner points start
@@ -36,7 +32,6 @@ class Fitted(ABC):
             Tatro); False: the optimiser decays the inner points themselves.
     """
 
-    training: Training
     bends: PositiveInt = 1
     decay_on_sample: bool = True
 
@@ -53,58 +48,18 @@ class Fitted(ABC):
             grid: positions in [0, 1], in any order.
         """
 
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Train the inner points; write bends.safetensors (tensors "bend1.<name>", ...) and history.jsonl.
-
-        BatchNorm works with the statistics of the minibatch, and its running statistics are thrown away. A killed fit
-        goes on from its last epoch (`lmc.training.loop.fit`). The train_loss of the history is the mean over the drawn
-        t, without weight decay.
-
-        Args:
-            model: the architecture; it is not changed.
-            fixed: the network at t = 0.
-            moving: the network at t = 1.
-            dataset: images in memory; their device is where everything is computed.
-            seed: of the order of the images, their augmentation and t.
-            folder: where the files are written; made if absent.
-            on_epoch: called after every epoch with its record.
-
-        Raises:
-            UserError: the networks are of another architecture, or the training fails.
-        """
-        expected = model.state_dict()
-        check_fits(fixed, expected, "the fixed network")
-        check_fits(moving, expected, "the moving network")
-        device = dataset.train.images.device
+    def train(self, ends: Ends, fit: Fit) -> None:
+        """Train the inner points. The train_loss of the history is the mean over the drawn t, without weight decay."""
         trainable = BendsTrainable(
-            model,
-            to_device(fixed, device),
-            to_device(moving, device),
+            fit.model,
+            *ends,
             weights=self.weights,
             bends=self.bends,
             decay=self.training.weight_decay if self.decay_on_sample else None,
             channels_last=self.training.channels_last,
         )
-        fit(
-            model,
-            trainable,
-            dataset,
-            self.training,
-            seed=derive(seed, "curve"),
-            folder=folder,
-            on_epoch=on_epoch,
-        )
-        write_points(trainable.points(), folder)
+        fit.run(trainable, self.training)
+        write_points(trainable.points(), fit.folder)
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:
         """Return the path through the inner points that `fit` wrote into `folder`.

@@ -1,29 +1,27 @@
 """Chains that are short in the space of predictions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from lmc.curve.bending import Bending
 from lmc.curve.bends import straight_chain
 from lmc.curve.chain import Chain
 from lmc.curve.points import PointsPath, read_points, write_points
-from lmc.dataset.images import Dataset
-from lmc.seeding import derive
-from lmc.state import State, check_fits, to_device
-from lmc.training.loop import fit
-from lmc.training.recipe import Training
+from lmc.curve.trained import Ends, Fit, TrainedCurve
+from lmc.state import State
 from lmc.training.trainable import Forward, Look
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geodesic:
+class Geodesic(TrainedCurve):
     """A chain of networks with the least sum of Jensen-Shannon divergences between the predictions of neighbours.
 
     With many points that is a discretised geodesic of the Fisher information, its points equally spaced in it (Tan et
@@ -36,47 +34,20 @@ class Geodesic:
         points: number of inner points; the paper takes 25 networks with the two ends.
     """
 
-    training: Training
+    draws_one_network: ClassVar[bool] = False
+
     points: PositiveInt = 23
 
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Train the inner points; write bends.safetensors (tensors "bend1.<name>", ...) and history.jsonl.
+    def train(self, ends: Ends, fit: Fit) -> None:
+        """Train the inner points.
 
-        BatchNorm works with the statistics of the minibatch. A killed fit goes on from its last epoch
-        (`lmc.training.loop.fit`). The history holds the sum of the divergences as objective (nats); its train_loss is
-        the mean over the inner points. For the arguments see `lmc.curve.fitted.Fitted.fit`.
-
-        Raises:
-            UserError: the networks are of another architecture, or the training fails.
+        The history holds the sum of the divergences as objective (nats); its train_loss is the mean over the points.
         """
-        expected = model.state_dict()
-        check_fits(fixed, expected, "the fixed network")
-        check_fits(moving, expected, "the moving network")
-        device = dataset.train.images.device
-        ends = to_device(fixed, device), to_device(moving, device)
-        bending = Bending(model, *ends, channels_last=self.training.channels_last)
+        bending = Bending(fit.model, *ends, channels_last=self.training.channels_last)
         controls = straight_chain(bending.flatten(ends[0]), bending.flatten(ends[1]), self.points)
         trainable = GeodesicTrainable(bending, controls)
-        fit(
-            model,
-            trainable,
-            dataset,
-            self.training,
-            seed=derive(seed, "curve"),
-            folder=folder,
-            on_epoch=on_epoch,
-        )
-        write_points(bending.points(trainable.parameters()[0]), folder)
+        fit.run(trainable, self.training)
+        write_points(bending.points(trainable.parameters()[0]), fit.folder)
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:
         """Return the chain through the points that `fit` wrote into `folder`.

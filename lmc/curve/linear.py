@@ -1,15 +1,14 @@
 """The straight line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmc.dataset.images import Dataset
 from lmc.state import State, check_fits, interpolate
 from lmc.training.recipe import Training
 
@@ -21,24 +20,6 @@ class Linear:
     """(1 - t) * fixed + t * moving; nothing is trained."""
 
     training: ClassVar[Training | None] = None
-
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Refuse: a straight line has no inner points (`training` is None).
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a straight line has nothing to fit")
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> "LinearPath":
         """Return the line from `fixed` to `moving`; `folder` is not looked at.

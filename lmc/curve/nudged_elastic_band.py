@@ -1,10 +1,10 @@
 """AutoNEB: a nudged elastic band that gets pivots where it needs them."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from lmc.curve.bending import Bending
 from lmc.curve.bends import straight_chain
 from lmc.curve.chain import Chain
 from lmc.curve.points import PointsPath, read_points, write_points
-from lmc.curve.staged import clear_stages, fit_staged, shared_out
+from lmc.curve.staged import clear_stages, shared_out
+from lmc.curve.trained import Ends, Fit, TrainedCurve
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
 from lmc.seeding import derive, isolated
-from lmc.state import State, check_fits, to_device
+from lmc.state import State
 from lmc.training.mounted import Mounted
 from lmc.training.recipe import NonNegative, Training
 
@@ -32,7 +33,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NudgedElasticBand:
+class NudgedElasticBand(TrainedCurve):
     """A chain of pivots that comes to rest on a path of minimum energy (Draxler et al. 2018; Henkelman, Jonsson 2000).
 
     Each pivot descends the loss across the band's tangent alone. Along it, it is held by springs, or put in its place
@@ -55,7 +56,8 @@ class NudgedElasticBand:
         UserError: the lists differ in length, the first cycle has no pivot, or a cycle is shorter than the warm-up.
     """
 
-    training: Training
+    draws_one_network: ClassVar[bool] = False
+
     insertions: tuple[NonNegativeInt, ...] = (3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2)
     lengths: tuple[Positive, ...] = (1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1)
     rates: tuple[Positive, ...] = (1, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01)
@@ -65,6 +67,7 @@ class NudgedElasticBand:
     insert_examples: PositiveInt = 1000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         counts = len(self.insertions), len(self.lengths), len(self.rates)
         if len(set(counts)) > 1:
             raise UserError(
@@ -85,33 +88,10 @@ class NudgedElasticBand:
             if share or not index
         ]
 
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Train the pivots; write bends.safetensors (tensors "bend1.<name>", ...) and history.jsonl.
-
-        BatchNorm works with the statistics of the minibatch. A killed fit goes on from its last epoch
-        (`lmc.curve.staged.fit_staged`). The train_loss of the history is the mean over the pivots. For the arguments
-        see `lmc.curve.fitted.Fitted.fit`.
-
-        Raises:
-            UserError: the networks are of another architecture, or the training fails.
-        """
-        expected = model.state_dict()
-        check_fits(fixed, expected, "the fixed network")
-        check_fits(moving, expected, "the moving network")
-        device = dataset.train.images.device
-        ends = to_device(fixed, device), to_device(moving, device)
-        bending = Bending(model, *ends, channels_last=self.training.channels_last)
-        cycles = self._cycles
+    def train(self, ends: Ends, fit: Fit) -> None:
+        """Train the pivots. The train_loss of the history is the mean over the pivots."""
+        bending = Bending(fit.model, *ends, channels_last=self.training.channels_last)
+        cycles, device = self._cycles, fit.dataset.train.images.device
 
         def begin(cycle: int, band: State) -> BandTrainable:
             count = cycles[cycle][0]
@@ -119,20 +99,17 @@ class NudgedElasticBand:
                 controls = straight_chain(bending.flatten(ends[0]), bending.flatten(ends[1]), count)
                 shares = torch.full((count + 1,), 1 / (count + 1), device=device)
             else:
-                with isolated(derive(seed, "insert"), cycle, device=device):
-                    energies = self._energies(model, bending, band["controls"], dataset)
+                with isolated(derive(fit.seed, "insert"), cycle, device=device):
+                    energies = self._energies(fit.model, bending, band["controls"], fit.dataset)
                 places = missing(energies, count, self.threshold)
                 log.info("%d pivots, %d more after segments %s", len(band["controls"]) - 2, len(places), places)
                 controls, shares = inserted(band["controls"], band["shares"], places)
             decay = self.training.weight_decay
             return BandTrainable(bending, controls, shares, spring=self.spring, decay=decay)
 
-        trainings = [training for _, training in cycles]
-        found = fit_staged(
-            model, dataset, trainings, begin, seed=derive(seed, "curve"), folder=folder, on_epoch=on_epoch
-        )
-        write_points(bending.points(found["controls"][1:-1]), folder)
-        clear_stages(folder)
+        found = fit.run_staged([training for _, training in cycles], begin)
+        write_points(bending.points(found["controls"][1:-1]), fit.folder)
+        clear_stages(fit.folder)
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:
         """Return the chain through the pivots that `fit` wrote into `folder`.

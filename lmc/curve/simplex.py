@@ -1,8 +1,9 @@
 """Simplices of networks with low loss, and the path through them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveInt
@@ -13,16 +14,16 @@ from lmc.curve.chain import Chain
 from lmc.curve.complex import VertexTrainable, draw, gram_of, log_volumes, next_vertex
 from lmc.curve.linear import on_line
 from lmc.curve.points import PointsPath, combine, read_points, write_points
-from lmc.curve.staged import clear_stages, fit_staged, shared_out
-from lmc.dataset.images import Dataset
+from lmc.curve.staged import clear_stages, shared_out
+from lmc.curve.trained import Ends, Fit, TrainedCurve
 from lmc.errors import UserError
-from lmc.seeding import derive, generator
-from lmc.state import State, check_fits, mean, to_device
+from lmc.seeding import generator
+from lmc.state import State, mean
 from lmc.training.recipe import NonNegative, Training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simplex:
+class Simplex(TrainedCurve):
     """Two simplices {fixed, v_1 .. v_k} and {moving, v_1 .. v_k} of networks with low loss (Benton et al. 2021, SPRO).
 
     The shared vertices are trained one after the other, each with the mean loss of some points of the complex so far,
@@ -40,12 +41,14 @@ class Simplex:
         UserError: the share of a vertex is shorter than the warm-up.
     """
 
-    training: Training
+    draws_one_network: ClassVar[bool] = False
+
     vertices: PositiveInt = 2
     samples: PositiveInt = 5
     volume_weight: NonNegative = 1e-6
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vertices < 1:
             raise UserError(f"curve.vertices={self.vertices}: a simplex needs at least 1 vertex that both ends share")
         if self.volume_weight < 0:
@@ -57,52 +60,38 @@ class Simplex:
         epochs = shared_out(self.training.epochs, [1.0] * self.vertices)
         return [replace(self.training, epochs=share) for share in epochs]
 
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Train the shared vertices; write bends.safetensors (tensors "bend1.<name>", ...) and history.jsonl.
-
-        BatchNorm works with the statistics of the minibatch. A killed fit goes on from its last epoch
-        (`lmc.curve.staged.fit_staged`). The history holds what is minimised as objective; its train_loss is the mean
-        over the drawn points. For the arguments see `lmc.curve.fitted.Fitted.fit`.
-
-        Raises:
-            UserError: the networks are of another architecture, are equal, or have fewer parameters than the simplex
-                has dimensions; or the training fails.
-        """
-        expected = model.state_dict()
-        check_fits(fixed, expected, "the fixed network")
-        check_fits(moving, expected, "the moving network")
-        device = dataset.train.images.device
-        ends = to_device(fixed, device), to_device(moving, device)
-        bending = Bending(model, *ends, channels_last=self.training.channels_last)
-        first = torch.stack([bending.flatten(end) for end in ends])
-        if self.vertices > first.shape[1]:
+    def check(self, model: nn.Module) -> None:
+        """Raise a `UserError` if the networks have fewer parameters than the simplices have dimensions."""
+        super().check(model)
+        parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if self.vertices > parameters:
             raise UserError(
-                f"curve.vertices={self.vertices}: a simplex of that dimension has no volume among {first.shape[1]} "
+                f"curve.vertices={self.vertices}: a simplex of that dimension has no volume among {parameters} "
                 "parameters; give fewer vertices"
             )
+
+    def train(self, ends: Ends, fit: Fit) -> None:
+        """Train the shared vertices.
+
+        The history holds what is minimised as objective; its train_loss is the mean over the drawn points.
+
+        Raises:
+            UserError: also if the networks are equal, or as `check`.
+        """
+        self.check(fit.model)
+        bending = Bending(fit.model, *ends, channels_last=self.training.channels_last)
+        first = torch.stack([bending.flatten(end) for end in ends])
         if torch.equal(first[0], first[1]):
             raise UserError("the two networks are equal: there is nothing between them for a simplex to fill")
 
         def begin(number: int, handed: State) -> VertexTrainable:
-            rng = generator(seed, "vertex", number)
+            rng = generator(fit.seed, "vertex", number)
             controls = next_vertex(handed["controls"] if number else first, rng)
             return VertexTrainable(bending, controls, samples=self.samples, volume_weight=self.volume_weight)
 
-        found = fit_staged(
-            model, dataset, self._trainings, begin, seed=derive(seed, "curve"), folder=folder, on_epoch=on_epoch
-        )
-        write_points(bending.points(found["controls"][2:]), folder)
-        clear_stages(folder)
+        found = fit.run_staged(self._trainings, begin)
+        write_points(bending.points(found["controls"][2:]), fit.folder)
+        clear_stages(fit.folder)
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:
         """Return the chain from `fixed` over the mean of the vertices in `folder` to `moving`.

@@ -1,7 +1,7 @@
 """Spherical linear interpolation."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
@@ -9,10 +9,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmc.curve.linear import is_running, on_line
-from lmc.dataset.images import Dataset
 from lmc.state import State, check_fits
 from lmc.training.recipe import Training
 
@@ -36,24 +35,6 @@ class Spherical:
     per: Literal["tensor", "network"] = "tensor"
 
     training: ClassVar[Training | None] = None
-
-    def fit(
-        self,
-        model: nn.Module,
-        fixed: Mapping[str, Tensor],
-        moving: Mapping[str, Tensor],
-        dataset: Dataset,
-        *,
-        seed: int,
-        folder: FilePath,
-        on_epoch: Callable[[Mapping[str, float]], None],
-    ) -> None:
-        """Refuse: an arc has no inner points (`training` is None).
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a spherical interpolation has nothing to fit")
 
     def path(
         self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from lmc.curve.bending import Bending, combination
 from lmc.curve.chain import Chain
 from lmc.curve.points import PointsPath, read_points, write_points
+from lmc.curve.trained import Fit
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
-from lmc.seeding import derive
 from lmc.state import State, check_fits, mean, to_device
-from lmc.training.loop import fit
 from lmc.training.recipe import Training
 
 
@@ -72,15 +71,7 @@ class Star:
             decay=self.training.weight_decay if self.decay_on_sample else None,
             channels_last=self.training.channels_last,
         )
-        fit(
-            model,
-            trainable,
-            dataset,
-            self.training,
-            seed=derive(seed, "curve"),
-            folder=folder,
-            on_epoch=on_epoch,
-        )
+        Fit(model, dataset, seed, folder, on_epoch).run(trainable, self.training)
         write_points([trainable.hub()], folder)
 
     def path(self, fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], folder: FilePath | None) -> PointsPath:

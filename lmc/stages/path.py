@@ -9,6 +9,7 @@ from typing import Any
 from lmc import config, results
 from lmc.curve.base import Curve, JointCurve
 from lmc.curve.base import Path as CurvePath
+from lmc.curve.trained import TrainedCurve
 from lmc.errors import UserError
 from lmc.evaluation.path import path_points, read_raw, write_raw
 from lmc.plan import Plan, stage_key
@@ -110,13 +111,11 @@ def _fitted(
     """Return the key of the curve and, if it has to be fitted, the folder of what was fitted."""
     made_of: dict[str, Any] = {"curve": config.identity(node, "curve")}
     parents = [pair.fixed.key, pair.moving.key, pair.key]
-    training = curve.training
-    if training is None:
+    if not isinstance(curve, TrainedCurve):
         return stage_key("curve", made_of, parents), None
-    epochs = training.epochs
 
     def make(folder: Path) -> None:
-        with observer.stage(f"curve {pair.name}", epochs) as advance:
+        with observer.stage(f"curve {pair.name}", curve.training.epochs) as advance:
             curve.fit(plan.model, *pair.ends, plan.dataset, seed=plan.seed, folder=folder, on_epoch=advance)
 
     artifact = plan.stage("curve", {**made_of, "seed": plan.seed}, [*parents, plan.dataset_key], make)

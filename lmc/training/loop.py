@@ -63,16 +63,13 @@ def fit(
 
     Raises:
         UserError: the loss is no longer finite (names epoch, step and learning rate), there are fewer than two training
-            images, an attack is asked for where a step looks at several networks, or the folder holds the checkpoint of
-            another run.
+            images, or the folder holds the checkpoint of another run.
+        ValueError: an attack is asked for where a step looks at several networks.
     """
     if len(dataset.train) < 2:
         raise UserError(f"dataset {dataset.name} has {len(dataset.train)} training images; training needs at least 2")
     if training.attack is not None and isinstance(trainable, Composite):
-        raise UserError(
-            "curve.training.attack: this curve looks at several networks in one step, so that there is not one to "
-            "attack; choose a curve that draws one point a step (bezier, polygonal_chain), or no attack"
-        )
+        raise ValueError("a step that looks at several networks has not one that could be attacked")
     run = _Run.start(model, trainable, dataset, training, seed)
     origin = checkpoint.signature(
         {"seed": seed, "data": dataset.checksum, "training": _settings(training)}, trainable.tensors()

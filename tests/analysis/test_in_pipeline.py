@@ -102,9 +102,14 @@ def test_a_poisoned_dataset_trains_its_networks_once_for_any_number_of_clean_ima
         (["analysis=robustness", "analysis.robustness.grid=4"], "a grid of 4 points"),
         (["analysis=robustness", "analysis.robustness.attack.budget=-1"], "attack.budget"),
         (["analysis=ensemble", "analysis.ensemble.points=2"], "a grid of 2 points"),
+        (["curve=simplex", "curve.vertices=1000"], "a simplex of that dimension has no volume among"),
+        (
+            ["curve=geodesic", "training/attack@curve.training.attack=pgd"],
+            r"curve\.training\.attack: this curve looks at several networks",
+        ),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused_before_training(overrides: list[str], message: str):
+def test_what_cannot_be_done_is_refused_before_training(overrides: list[str], message: str):
     with pytest.raises(UserError, match=message):
         run(*overrides)
 

@@ -23,6 +23,8 @@ from lmc.errors import UserError
 from lmc.evaluation.measure import Splits, measure
 from lmc.seeding import generator, isolated
 from lmc.state import State, interpolate, of_model
+from lmc.training.schedule.constant import Constant
+from lmc.training.sgd import SGD
 
 MIDDLE = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
 
@@ -385,7 +387,7 @@ def test_what_has_no_plane_is_refused_before_training():
         Plane(through="networks").check(subject(Bowl(), pair))
     with pytest.raises(UserError, match=r"needs a curve that bends.*set curve=bezier"):
         Plane().check(subject(Bowl(), pair, curve=Linear()))
-    bent: Setting = subject(Bowl(), pair, curve=Bezier(training=None))  # type: ignore[arg-type] # not trained here
+    bent: Setting = subject(Bowl(), pair, curve=Bezier(training=SGD(schedule=Constant())))
     Plane().check(bent)
     assert not Plane().together
     assert Plane(through="networks").together

@@ -13,9 +13,9 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
-from lmc.curve.base import Curve
 from lmc.curve.geodesic import Geodesic, jensen_shannon
 from lmc.curve.points import BENDS_FILE
+from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
 from lmc.seeding import generator
@@ -106,7 +106,7 @@ def test_a_fit_continues_bit_for_bit_and_meets_its_ends(
     records = [json.loads(line) for line in (tmp_path / "whole" / HISTORY_FILE).read_text().splitlines()]
     assert records[1]["objective"] < records[0]["objective"]
     curve = Geodesic(training=settings(), points=2)
-    assert isinstance(curve, Curve)
+    assert isinstance(curve, TrainedCurve)
     path = curve.path(*ends, tmp_path / "whole")
     for t in (0, 1):
         state = path.state(t)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lmc.curve.band import BandTrainable, inserted, missing, nudged, redistributed, tangents
-from lmc.curve.base import Curve
 from lmc.curve.bending import Bending
 from lmc.curve.nudged_elastic_band import NudgedElasticBand
 from lmc.curve.points import BENDS_FILE
+from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
 from lmc.seeding import generator
@@ -161,7 +161,7 @@ def test_the_ends_are_met_bit_for_bit(
     convnet: nn.Module, ends: Ends, dataset: Dataset, settings: Settings, tmp_path: Path
 ) -> None:
     band = NudgedElasticBand(training=settings(epochs=0), insertions=(2,), lengths=(1,), rates=(1,))
-    assert isinstance(band, Curve)
+    assert isinstance(band, TrainedCurve)
     band.fit(convnet, *ends, dataset, seed=0, folder=tmp_path, on_epoch=_ignore)
     path = band.path(*ends, tmp_path)
     for t in (0, 1):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lmc.config import build
-from lmc.curve.base import Curve
 from lmc.curve.bending import Bending
 from lmc.curve.complex import VertexTrainable, draw, gram_of, log_volumes, next_vertex
 from lmc.curve.points import BENDS_FILE
 from lmc.curve.simplex import Simplex
+from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
 from lmc.seeding import generator
@@ -161,7 +161,7 @@ def test_a_fit_continues_bit_for_bit_and_meets_its_ends(
     records = [json.loads(line) for line in (tmp_path / "whole" / HISTORY_FILE).read_text().splitlines()]
     assert [(record["epoch"], record["stage"]) for record in records] == [(1, 1), (2, 1), (3, 2)]
 
-    assert isinstance(simplex(), Curve)
+    assert isinstance(simplex(), TrainedCurve)
     path, saved = simplex().path(*ends, tmp_path / "whole"), load(tmp_path / "whole" / BENDS_FILE)
     for t in (0, 1):
         state = path.state(t)

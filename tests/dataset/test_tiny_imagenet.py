@@ -3,6 +3,7 @@
 import hashlib
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -85,66 +86,62 @@ def test_the_normalisation_is_computed_from_the_training_images(home):
     assert dataset.std == pytest.approx(pixels.std((0, 2, 3)))
 
 
-def refused(home: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        load(home)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    refused(
-        tmp_path / "tiny-imagenet-200",
-        r"not in .*tiny-imagenet-200; unpack https://.*zip there, set dataset\.root .* dataset\.download=true",
-    )
+    message = r"not in .*tiny-imagenet-200; unpack https://.*zip there, set dataset\.root .* dataset\.download=true"
+    with pytest.raises(UserError, match=message) as caught:
+        load(tmp_path / "tiny-imagenet-200")
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("gone", "message"),
-    [
-        ("wnids.txt", r"wnids\.txt cannot be read \(No such file or directory\); get the files again"),
-        ("train/n02", r"folder .*train/n02/images does not exist"),
-        ("val/images", r"folder .*val/images does not exist"),
-        ("val/val_annotations.txt", r"val_annotations\.txt cannot be read"),
-        ("val/images/val_3.JPEG", r"validation image .*val_3\.JPEG is annotated but does not exist"),
-    ],
-)
-def test_what_is_missing_is_named(home, gone, message):
-    path = home / gone
+def removed(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    refused(home, message)
 
 
-def test_an_empty_class_is_named(home):
-    for file in (home / "train" / "n02" / "images").iterdir():
-        file.unlink()
-    refused(home, r"train/n02/images has no \.JPEG file")
+def written(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
 
 
-def test_an_image_without_annotation_is_named(home, pictures):
-    jpeg(home / "val" / "images" / "val_9.JPEG", pictures(1, 8, 8, 3)[0])
-    refused(home, r"validation image .*val_9\.JPEG has no class in val_annotations\.txt")
+def drawn(height: int, width: int) -> Callable[[Path], None]:
+    return lambda path: jpeg(path, np.zeros((height, width, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("spoil", "place", "message"),
     [
-        ("wnids.txt", b"", r"wnids\.txt is empty"),
-        ("wnids.txt", b"\xff\xfe", r"wnids\.txt cannot be read \(it is no text\)"),
-        ("wnids.txt", b"n01\nn02\nn01\n", r"wnids\.txt lists the class n01 twice"),
-        ("wnids.txt", b"n01\nn02\n", r"line 1 of .*val_annotations\.txt names the class 'n03', which wnids\.txt lacks"),
-        ("val/val_annotations.txt", b"val_0.JPEG n01\n", r"line 1 of .* names the class ''"),
-        ("train/n01/images/n01_2.JPEG", b"<html>404</html>", r"n01_2\.JPEG: the image is damaged or not an image"),
+        (removed, "wnids.txt", r"wnids\.txt cannot be read \(No such file or directory\); get the files again"),
+        (removed, "train/n02", r"folder .*train/n02/images does not exist"),
+        (removed, "val/images", r"folder .*val/images does not exist"),
+        (removed, "val/val_annotations.txt", r"val_annotations\.txt cannot be read"),
+        (removed, "val/images/val_3.JPEG", r"validation image .*val_3\.JPEG is annotated but does not exist"),
+        (
+            lambda folder: [removed(file) for file in folder.iterdir()],
+            "train/n02/images",
+            r"train/n02/images has no \.JPEG file",
+        ),
+        (drawn(8, 8), "val/images/val_9.JPEG", r"validation image .*val_9\.JPEG has no class in val_annotations\.txt"),
+        (drawn(9, 8), "train/n01/images/n01_3.JPEG", r"n01_3\.JPEG: the image is 9 x 8 pixels where"),
+        (written(b""), "wnids.txt", r"wnids\.txt is empty"),
+        (written(b"\xff\xfe"), "wnids.txt", r"wnids\.txt cannot be read \(it is no text\)"),
+        (written(b"n01\nn02\nn01\n"), "wnids.txt", r"wnids\.txt lists the class n01 twice"),
+        (
+            written(b"n01\nn02\n"),
+            "wnids.txt",
+            r"line 1 of .*val_annotations\.txt names the class 'n03', which wnids\.txt lacks",
+        ),
+        (written(b"val_0.JPEG n01\n"), "val/val_annotations.txt", r"line 1 of .* names the class ''"),
+        (
+            written(b"<html>404</html>"),
+            "train/n01/images/n01_2.JPEG",
+            r"n01_2\.JPEG: the image is damaged or not an image",
+        ),
     ],
 )
-def test_what_is_damaged_is_named(home, file, content, message):
-    (home / file).write_bytes(content)
-    refused(home, message)
-
-
-def test_an_image_of_another_size_is_named(home, pictures):
-    jpeg(home / "train" / "n01" / "images" / "n01_3.JPEG", pictures(1, 9, 8, 3)[0])
-    refused(home, r"n01_3\.JPEG: the image is 9 x 8 pixels where")
+def test_what_is_wrong_is_named_in_one_line(home, spoil, place, message):
+    spoil(home / place)
+    with pytest.raises(UserError, match=message) as caught:
+        load(home)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

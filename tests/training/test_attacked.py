@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lmc.curve.bezier import Bezier
+from lmc.curve.geodesic import Geodesic
+from lmc.curve.nudged_elastic_band import NudgedElasticBand
+from lmc.curve.simplex import Simplex
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.digits import Digits
 from lmc.dataset.images import Dataset
@@ -176,9 +179,14 @@ def test_a_curve_that_looks_at_several_networks_cannot_be_attacked(
         def stepped(self) -> None: ...
 
     training = sgd(attack=PGD())
-    with pytest.raises(UserError, match="looks at several networks in one step"):
+    with pytest.raises(ValueError, match="has not one that could be attacked"):
         fit(mlp, Several(mlp, of_model(mlp)), dataset, training, seed=0, folder=tmp_path, on_epoch=lambda record: None)
     assert not list(tmp_path.iterdir())
+    for curve in (Geodesic, Simplex, NudgedElasticBand):  # before any training
+        with pytest.raises(
+            UserError, match=r"curve\.training\.attack: this curve looks at several networks in one step"
+        ):
+            curve(training=training)
 
 
 class Normalised(nn.Module):
