@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from lmc.seeding import generator, isolated
 from lmc.state import State, interpolate, of_model
 from lmc.statistics.none import NoCorrection
 from lmc.statistics.reset import Reset
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROUNDS = 5
 
@@ -45,6 +47,11 @@ def two_networks(architecture: Callable[[], nn.Module]) -> tuple[nn.Module, Stat
 def plain_evaluation(model: nn.Module, state: State, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """What anyone would write."""
     model.load_state_dict(state)
+    return evaluation_of(model, batches)
+
+
+def evaluation_of(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """What anyone would write, of a network that is there already."""
     model.eval()
     loss = correct = count = 0.0
     with torch.inference_mode():
@@ -67,15 +74,6 @@ def clock(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other count as processor time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", CASES)

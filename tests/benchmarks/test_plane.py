@@ -2,19 +2,14 @@
 
 import resource
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from lmc.analysis.base import Subject
 from lmc.analysis.plane import Plane
-from lmc.architecture.mlp import MLP
-from lmc.architecture.resnet import ResNet
 from lmc.curve.linear import Linear
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images
@@ -22,6 +17,9 @@ from lmc.evaluation.measure import Splits
 from lmc.seeding import generator, isolated
 from lmc.state import State, interpolate, of_model
 from lmc.statistics.none import NoCorrection
+from tests.benchmarks.test_evaluation import CASES, evaluation_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRID, WHOLE = 5, 21**2
 """Fewer points are measured than a whole plane has, which would take minutes."""
@@ -49,34 +47,6 @@ class Bent:
         return interpolate(first, third, 2 * t) if t <= 0.5 else interpolate(third, second, 2 * t - 1)
 
 
-def plain_evaluation(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """What anyone would write, of a network that is there already."""
-    model.eval()
-    loss = correct = count = 0.0
-    with torch.inference_mode():
-        for inputs, labels in batches:
-            logits = model(inputs)
-            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-            correct += (logits.argmax(1) == labels).sum().item()
-            count += len(labels)
-    return loss / count
-
-
-CASES = {
-    "mlp": (lambda: MLP(input_shape=(1, 28, 28), classes=10), (1, 28, 28), 4000, 2000),
-    "resnet20": (lambda: ResNet(input_shape=(3, 32, 32), classes=10), (3, 32, 32), 250, 125),
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other count as processor time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_plane_over_plain_evaluations(benchmark, name, tmp_path: Path):
     architecture, shape, train, test = CASES[name]
@@ -99,7 +69,7 @@ def test_plane_over_plain_evaluations(benchmark, name, tmp_path: Path):
         start = time.process_time()
         ours.append(start - ends[-1])
         for split in (dataset.train, dataset.test):
-            plain_evaluation(model, dataset.batches(split, 500))
+            evaluation_of(model, dataset.batches(split, 500))
         ends.append(time.process_time())
         plain.append(ends[-1] - start)
 
