@@ -16,7 +16,7 @@ from lmc import state as states
 from lmc.analysis.base import Analysis, Setting
 from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
-from lmc.endpoints.base import Endpoints
+from lmc.endpoints.base import Endpoints, Moments
 from lmc.errors import UserError
 from lmc.evaluation.path import PathEvaluation
 from lmc.merge.base import JointMerge
@@ -124,6 +124,8 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
         dataset=dataset,
         splits=built["evaluation"].splits(dataset),
         curve=built["curve"],
+        alignment=built["alignment"],
+        moments=_moments(built),
         labels=labels,
     )
     for analysis in analyses.values():
@@ -148,7 +150,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
 def _checked_symmetry(built: Mapping[str, Any], model: nn.Module, dataset: Dataset) -> Symmetry:
     """Return the symmetry of `model`, proved, if the chosen options can do with it, with the network and the data."""
     built["endpoints"].check(states.of_model(model), built["training"].epochs)
-    if built["alignment"].stacked > (earlier := built["endpoints"].earlier_checkpoints):
+    if built["alignment"].stacked > (earlier := len(_moments(built).values) - 1):
         raise UserError(
             f"alignment.stacked={built['alignment'].stacked}: there are {earlier} earlier checkpoints of each network; "
             "keep more of them with endpoints.keep_epochs=[...] or endpoints.earlier=[...], or stack fewer"
@@ -172,6 +174,11 @@ def _checked_symmetry(built: Mapping[str, Any], model: nn.Module, dataset: Datas
         proof.error,
     )
     return symmetry
+
+
+def _moments(built: Mapping[str, Any]) -> Moments:
+    moments: Moments = built["endpoints"].moments(built["training"].epochs)
+    return moments
 
 
 def _of_networks(identity: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from lmc.alignment.problem import Alignment, Matching
 from lmc.curve.base import Curve, JointCurve, Path
 from lmc.dataset.images import Dataset
+from lmc.endpoints.base import Moments
 from lmc.evaluation.measure import Splits
 from lmc.state import State
 from lmc.statistics.base import Correction
@@ -27,6 +29,8 @@ class Setting:
         dataset: on the device where everything is computed.
         splits: the images that networks are measured on.
         curve: what joins a pair.
+        alignment: what brings a pair together.
+        moments: when the checkpoints of every network were taken.
         labels: the numbers of all networks, the reference first.
     """
 
@@ -35,6 +39,8 @@ class Setting:
     dataset: Dataset
     splits: Splits
     curve: Curve | JointCurve
+    alignment: Alignment
+    moments: Moments
     labels: tuple[int, ...]
 
 
@@ -44,15 +50,21 @@ class Subject(Setting):
 
     Attributes:
         networks: in one frame, that of the first; two, the fixed and the moving one, unless `together`.
+        trained: the same networks as they were trained, each in its own frame: its checkpoints at each of `moments`.
         path: from the first to the second; None if all networks are looked at together.
         correction: what is done to a network merged from `networks` before it is measured.
         seed: of everything that is drawn.
+        match: brings a network to another one by the chosen alignment, (fixed, moving, called with the numbers of each
+            step) -> matching; both are given as their checkpoints, the oldest first: the last are brought together, and
+            an alignment that stacks checkpoints has to suit those before it too.
     """
 
     networks: Sequence[State]
+    trained: Sequence[Sequence[State]]
     path: Path | None
     correction: Correction
     seed: int
+    match: Callable[[Sequence[State], Sequence[State], OnStep], Matching]
 
     @property
     def joined(self) -> Path:

@@ -33,6 +33,19 @@ class Ingredients:
     training: Training
 
 
+@dataclass(frozen=True)
+class Moments:
+    """When the checkpoints of a network were taken.
+
+    Attributes:
+        axis: what tells them apart, for results and figures: "epoch", "sparsity", ...
+        values: one number for each checkpoint, the oldest first; the last is that of the network itself.
+    """
+
+    axis: str
+    values: tuple[float, ...]
+
+
 class Endpoints(Protocol):
     """A kind of endpoints; every network has a number, by which results name it."""
 
@@ -47,9 +60,8 @@ class Endpoints(Protocol):
             UserError: they are too few, or not different.
         """
 
-    @property
-    def earlier_checkpoints(self) -> int:
-        """How many checkpoints from earlier moments of training come with each network."""
+    def moments(self, epochs: int) -> Moments:
+        """Return when the checkpoints of each network are taken, of a training of `epochs` epochs."""
 
     def check(self, expected: State, epochs: int) -> None:
         """Raise a `UserError` where something that will be needed is missing or does not fit.

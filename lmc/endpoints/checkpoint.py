@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmc import state as states
-from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, OnEpoch
+from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, Moments, OnEpoch
 from lmc.errors import UserError
 from lmc.state import State
 
@@ -37,10 +37,9 @@ class Checkpoint:
                 "endpoints.files the same number of them"
             )
 
-    @property
-    def earlier_checkpoints(self) -> int:
-        """How many files of `earlier` each network has."""
-        return len(self.earlier[0]) if self.earlier else 0
+    def moments(self, epochs: int) -> Moments:
+        """Return the positions of the files of a network: those of `earlier` first."""
+        return Moments("checkpoint", tuple(float(n) for n in range(len(self.earlier[0]) + 1 if self.earlier else 1)))
 
     def labels(self, seeds: Sequence[int]) -> tuple[int, ...]:
         """Return the positions in `files`; `seeds` play no part."""

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from lmc import config, seeding
 from lmc import state as states
-from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, OnEpoch
+from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, Moments, OnEpoch
 from lmc.errors import UserError
 from lmc.state import State
 from lmc.training.loop import fit
@@ -36,10 +36,9 @@ class Independent:
         if any(not first < second for first, second in itertools.pairwise(self.keep_epochs)):
             raise UserError(f"endpoints.keep_epochs={list(self.keep_epochs)}: sort the epochs and give each once")
 
-    @property
-    def earlier_checkpoints(self) -> int:
-        """One for each epoch that is kept."""
-        return len(self.keep_epochs)
+    def moments(self, epochs: int) -> Moments:
+        """Return the epochs that are kept, and the last."""
+        return Moments("epoch", (*map(float, self.keep_epochs), float(epochs)))
 
     def labels(self, seeds: Sequence[int]) -> tuple[int, ...]:
         """Return the seeds themselves."""

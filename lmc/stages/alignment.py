@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from lmc import config, results
-from lmc.alignment.problem import Alignment, Problem
+from lmc.alignment.problem import Alignment, Matching, OnStep, Problem
 from lmc.merge.base import JointMerge
 from lmc.plan import Plan
 from lmc.results import Row
 from lmc.stages.base import Network, Observer, Pair
+from lmc.state import State
 from lmc.symmetry import transform as transforms
 from lmc.symmetry.permutation import Permutation
 
@@ -39,8 +40,7 @@ def align(
 
     def make(folder: Path) -> None:
         with observer.stage(f"alignment {fixed.label}-{moving.label}", None) as advance:
-            earlier = tuple(zip(fixed.earlier, moving.earlier, strict=True))
-            matching = alignment(fixed.state, moving.state, replace(_problem(plan), earlier=earlier), advance)
+            matching = search(plan, alignment, fixed.checkpoints, moving.checkpoints, advance)
         transforms.save(matching.transform, folder)
         if matching.fixed_transform is not None:
             (folder / _FIXED).mkdir(exist_ok=True)
@@ -52,6 +52,14 @@ def align(
     fixed_transform = transforms.load(folder / _FIXED, plan.symmetry) if (folder / _FIXED).is_dir() else None
     pair = Pair(fixed, moving, transforms.load(folder, plan.symmetry), fixed_transform, artifact.key)
     return pair, _search_rows(folder, pair.labels, artifact.key, artifact.record["seconds"])
+
+
+def search(
+    plan: Plan, alignment: Alignment, fixed: Sequence[State], moving: Sequence[State], on_step: OnStep
+) -> Matching:
+    """Return what brings two networks together, each given as its checkpoints, the oldest first."""
+    *earlier, (fixed_end, moving_end) = zip(fixed, moving, strict=True)
+    return alignment(fixed_end, moving_end, replace(_problem(plan), earlier=tuple(earlier)), on_step)
 
 
 def join(

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from lmc import config
 from lmc.analysis.base import Analysis, Setting, Subject
+from lmc.curve.base import Path as CurvePath
 from lmc.plan import Plan
 from lmc.results import ANALYSIS, Row
-from lmc.stages.base import Observer, Pair, Results
+from lmc.stages.alignment import search
+from lmc.stages.base import Network, Observer, Pair, Results
 from lmc.stages.frame import in_first_frame
 from lmc.stages.path import Joined
 from lmc.state import State
@@ -22,8 +25,8 @@ def analyse_pair(plan: Plan, joined: Joined, observer: Observer) -> Results:
     found = Results()
     for name, analysis in plan.analyses.items():
         if not analysis.together:
-            key, pair = joined.key, joined.pair
-            found.add(_analyse(plan, name, analysis, joined.ends, pair.labels, joined, [key], observer))
+            networks = [joined.pair.fixed, joined.pair.moving]
+            found.add(_analyse(plan, name, analysis, networks, joined.ends, joined.path, [joined.key], observer))
     return found
 
 
@@ -33,7 +36,7 @@ def analyse_together(plan: Plan, pairs: Sequence[Pair], observer: Observer) -> R
     found = Results()
     if chosen and (frame := in_first_frame(pairs)) is not None:
         for name, analysis in chosen.items():
-            found.add(_analyse(plan, name, analysis, frame.members, frame.labels, None, frame.parents, observer))
+            found.add(_analyse(plan, name, analysis, frame.networks, frame.members, None, frame.parents, observer))
     return found
 
 
@@ -41,12 +44,13 @@ def _analyse(
     plan: Plan,
     name: str,
     analysis: Analysis,
-    networks: Sequence[State],
-    labels: tuple[int, ...],
-    joined: Joined | None,
+    networks: Sequence[Network],
+    in_frame: Sequence[State],
+    path: CurvePath | None,
     parents: Sequence[str],
     observer: Observer,
 ) -> Results:
+    labels = tuple(network.label for network in networks)
     label = "-".join(map(str, labels))
     made_of = {
         "analysis": config.identity(plan.settings["analysis"][name], f"analysis.{name}"),
@@ -57,10 +61,12 @@ def _analyse(
     def make(folder: Path) -> None:
         subject = Subject(
             **{field.name: getattr(plan.setting, field.name) for field in fields(Setting)},
-            networks=networks,
-            path=None if joined is None else joined.path,
-            correction=plan.statistics.bind(plan.model, plan.symmetry, networks, plan.dataset),
+            networks=in_frame,
+            trained=[network.checkpoints for network in networks],
+            path=path,
+            correction=plan.statistics.bind(plan.model, plan.symmetry, in_frame, plan.dataset),
             seed=plan.seed,
+            match=partial(search, plan, plan.setting.alignment),
         )
         with observer.stage(f"{name} {label}", analysis.steps(plan.setting)) as advance:
             findings = analysis(subject, folder, advance)

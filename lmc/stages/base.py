@@ -63,6 +63,11 @@ class Network:
     state: State
     earlier: tuple[State, ...] = ()
 
+    @property
+    def checkpoints(self) -> tuple[State, ...]:
+        """Its tensors at every moment that was kept, the oldest first; the last are `state`."""
+        return (*self.earlier, self.state)
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -26,7 +26,7 @@ def endpoint(plan: Plan, label: int, observer: Observer) -> Network:
 
     artifact = plan.stage("endpoints", made_of, parents, make)
     files = [artifact.folder / WEIGHTS_FILE]
-    files += [artifact.folder / EARLIER_FILE.format(n) for n in range(plan.endpoints.earlier_checkpoints)]
+    files += [artifact.folder / EARLIER_FILE.format(n) for n in range(len(plan.setting.moments.values) - 1)]
     weights, *earlier = (states.to_device(states.load(file), plan.device) for file in files)
     return Network(label, artifact.key, weights, tuple(earlier))
 

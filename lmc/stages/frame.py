@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lmc.stages.base import Pair
+from lmc.stages.base import Network, Pair
 from lmc.state import State
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,19 @@ class Frame:
     """Networks in one frame.
 
     Attributes:
-        labels: their numbers, the reference first.
-        members: their tensors.
+        networks: as they were trained, the reference first.
+        members: their tensors in the frame.
         parents: the keys of what they were made from.
     """
 
-    labels: tuple[int, ...]
+    networks: list[Network]
     members: list[State]
     parents: list[str]
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Their numbers."""
+        return tuple(network.label for network in self.networks)
 
 
 def in_first_frame(pairs: Sequence[Pair]) -> Frame | None:
@@ -36,7 +41,7 @@ def in_first_frame(pairs: Sequence[Pair]) -> Frame | None:
         log.info("no common frame: the alignment changes network %d anew for every pair", reference.label)
         return None
     return Frame(
-        labels=(reference.label, *(pair.moving.label for pair in towards)),
+        networks=[reference, *(pair.moving for pair in towards)],
         members=[middle, *(pair.ends[1] for pair in towards)],
         parents=[reference.key, *(key for pair in towards for key in (pair.moving.key, pair.key))],
     )

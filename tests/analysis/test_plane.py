@@ -17,14 +17,13 @@ from lmc.analysis.plane import Plane, spread
 from lmc.analysis.span import Span, nearest_convex
 from lmc.curve.bezier import Bezier
 from lmc.curve.linear import Linear
-from lmc.dataset.augmentation import Augmentation
-from lmc.dataset.images import Dataset, Images
 from lmc.errors import UserError
-from lmc.evaluation.measure import Splits, measure
+from lmc.evaluation.measure import measure
 from lmc.seeding import generator, isolated
 from lmc.state import State, interpolate, of_model
 from lmc.training.schedule.constant import Constant
 from lmc.training.sgd import SGD
+from tests.analysis.subjects import data, subject
 
 MIDDLE = [[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]
 
@@ -62,35 +61,6 @@ class Bent:
 
     def distance(self, grid: Sequence[float]) -> list[float]:
         raise AssertionError("not needed")
-
-
-def images(count: int, shape: tuple[int, ...] = (1, 2, 2), classes: int = 1) -> Images:
-    pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator(0, "pixels"))
-    return Images(pixels, torch.arange(count) % classes)
-
-
-def data(shape: tuple[int, ...] = (1, 2, 2), classes: int = 1, train: int = 4, test: int = 3) -> Dataset:
-    splits = images(train, shape, classes), images(2, shape, classes), images(test, shape, classes)
-    return Dataset("noise", *splits, classes, (0.5,), (0.25,), Augmentation(), "-")
-
-
-def plain(merged: State, weights: Sequence[float]) -> State:
-    return dict(merged)
-
-
-def subject(
-    model: nn.Module,
-    networks: Sequence[State],
-    path: Any = None,
-    dataset: Dataset | None = None,
-    correction: Callable[[State, Sequence[float]], State] = plain,
-    curve: Any = None,
-) -> Subject:
-    dataset = dataset or data()
-    return Subject(
-        model=model, symmetry=None, dataset=dataset, splits=Splits(dataset), curve=curve or Linear(),
-        labels=tuple(range(len(networks))), networks=networks, path=path, correction=correction, seed=0,
-    )  # fmt: skip
 
 
 def bowls(*places: tuple[float, float]) -> list[State]:
