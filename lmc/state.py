@@ -36,12 +36,23 @@ def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], t: fl
     }
 
 
-def mean(states: Sequence[Mapping[str, Tensor]]) -> State:
-    """Return the barycentre of `states` (at least one); tensors that are not floating point come from the first."""
-    first = states[0]
+def mean(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> State:
+    """Return the mean of `states` (at least one); tensors that are not floating point come from the first.
+
+    Args:
+        states: networks of one architecture.
+        weights: one for each, with the sum 1; None: all alike, the barycentre.
+    """
+
+    def merged(tensors: Tensor) -> Tensor:
+        if weights is None:
+            return tensors.mean(0)
+        shares = torch.tensor(weights, dtype=tensors.dtype, device=tensors.device)
+        return (shares.view(-1, *[1] * (tensors.dim() - 1)) * tensors).sum(0)
+
     return {
-        name: torch.stack([state[name] for state in states]).mean(0) if tensor.is_floating_point() else tensor.clone()
-        for name, tensor in first.items()
+        name: merged(torch.stack([state[name] for state in states])) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in states[0].items()
     }
 
 

@@ -53,6 +53,7 @@ class Subject(Setting):
         trained: the same networks as they were trained, each in its own frame: its checkpoints at each of `moments`.
         path: from the first to the second; None if all networks are looked at together.
         correction: what is done to a network merged from `networks` before it is measured.
+        bind: the same for a network that is merged from others: those, in one frame -> correction.
         seed: of everything that is drawn.
         match: brings a network to another one by the chosen alignment, (fixed, moving, called with the numbers of each
             step) -> matching; both are given as their checkpoints, the oldest first: the last are brought together, and
@@ -63,6 +64,7 @@ class Subject(Setting):
     trained: Sequence[Sequence[State]]
     path: Path | None
     correction: Correction
+    bind: Callable[[Sequence[State]], Correction]
     seed: int
     match: Callable[[Sequence[State], Sequence[State], OnStep], Matching]
 

@@ -32,6 +32,16 @@ class RawPoint:
     distance: float
     examples: int
 
+    @classmethod
+    def of(cls, entry: Mapping[str, str]) -> "RawPoint":
+        """Return the point of one line of a CSV file.
+
+        Raises:
+            ValueError, KeyError, TypeError: the line is incomplete.
+        """
+        numbers = {name: float(entry[name]) for name in ("t", "loss", "accuracy", "distance")}
+        return cls(split=entry["split"], examples=int(entry["examples"]), **numbers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathEvaluation:
@@ -93,16 +103,32 @@ class PathEvaluation:
             on_point: called after each t with t and the losses and accuracies ("train_loss", ...); once for each of
                 `points`.
         """
-        splits = self.splits(dataset)
-        raw = []
-        places = self.places(path)
-        for t, distance in zip(places, path.distance(places), strict=True):
-            found = splits.measure(model, correction(path.state(t), (1 - t, t)))
-            raw += [RawPoint(t=t, split=split, distance=distance, **vars(of)) for split, of in found.items()]
-            if on_point is not None:
-                losses = {f"{split}_loss": of.loss for split, of in found.items()}
-                on_point({"t": t, **losses, **{f"{split}_accuracy": of.accuracy for split, of in found.items()}})
-        return raw
+        return measure_at(model, path, correction, self.splits(dataset), self.places(path), on_point)
+
+
+def measure_at(
+    model: nn.Module,
+    path: Path,
+    correction: Correction,
+    splits: Splits,
+    places: Sequence[float],
+    on_point: Callable[[Mapping[str, float]], None] | None = None,
+) -> list[RawPoint]:
+    """Return the raw points of `path` at the values `places` of t, as `PathEvaluation.measure` does.
+
+    Args:
+        model, path, correction, on_point: as there.
+        splits: what is measured on.
+        places: increasing.
+    """
+    raw = []
+    for t, distance in zip(places, path.distance(places), strict=True):
+        found = splits.measure(model, correction(path.state(t), (1 - t, t)))
+        raw += [RawPoint(t=t, split=split, distance=distance, **vars(of)) for split, of in found.items()]
+        if on_point is not None:
+            losses = {f"{split}_loss": of.loss for split, of in found.items()}
+            on_point({"t": t, **losses, **{f"{split}_accuracy": of.accuracy for split, of in found.items()}})
+    return raw
 
 
 def equal_grid(points: int) -> tuple[float, ...]:
@@ -166,8 +192,7 @@ def read_raw(folder: FilePath) -> list[RawPoint]:
     with path.open(encoding="utf-8", newline="") as file:
         for number, entry in enumerate(csv.DictReader(file), 2):
             try:
-                numbers = {name: float(entry[name]) for name in ("t", "loss", "accuracy", "distance")}
-                points.append(RawPoint(split=entry["split"], examples=int(entry["examples"]), **numbers))
+                points.append(RawPoint.of(entry))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}: not a whole point ({error}); delete the folder") from None
     return points

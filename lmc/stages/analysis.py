@@ -16,6 +16,7 @@ from lmc.stages.base import Network, Observer, Pair, Results
 from lmc.stages.frame import in_first_frame
 from lmc.stages.path import Joined
 from lmc.state import State
+from lmc.statistics.base import Correction
 
 _FINDINGS_FILE = "findings.json"
 
@@ -58,13 +59,17 @@ def _analyse(
         **{group: plan.identity(group) for group in ("statistics", "evaluation")},
     }
 
+    def bind(states: Sequence[State]) -> Correction:
+        return plan.statistics.bind(plan.model, plan.symmetry, states, plan.dataset)
+
     def make(folder: Path) -> None:
         subject = Subject(
             **{field.name: getattr(plan.setting, field.name) for field in fields(Setting)},
             networks=in_frame,
             trained=[network.checkpoints for network in networks],
             path=path,
-            correction=plan.statistics.bind(plan.model, plan.symmetry, in_frame, plan.dataset),
+            correction=bind(in_frame),
+            bind=bind,
             seed=plan.seed,
             match=partial(search, plan, plan.setting.alignment),
         )

@@ -69,6 +69,7 @@ def subject(
         trained=trained or [(network,) for network in networks],
         path=path,
         correction=correction,
+        bind=lambda states: correction,
         seed=seed,
         match=match,
     )

@@ -1,0 +1,80 @@
+"""Whether networks that are aligned to a third one are connected with each other."""
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import ClassVar
+
+from pydantic import PositiveInt
+
+from lmc.analysis.base import Finding, OnStep, Setting, Subject
+from lmc.analysis.lines import Barriers, Lines, examples_of, findings, summary
+from lmc.errors import UserError
+from lmc.evaluation.path import equal_grid
+
+FILE = "lines.csv"
+_KINDS = ("weak", "strong", "unaligned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongConnectivity:
+    """Barriers of straight lines between networks that are all aligned to one of them (Sharma et al. 2024).
+
+    Networks are weakly connected if for every two of them there is a permutation P with B(A, P B) <= epsilon; they are
+    strongly connected if there is one permutation P_A for each network such that B(P_A A, P_B B) <= epsilon for every
+    two of them. With the first network as the reference the lines from it show the former, those between the others, in
+    the frame of the first, the latter.
+
+    Args:
+        grid: number of equally spaced points on each line, odd, at least 3.
+
+    Raises:
+        UserError: an even grid, or one of less than 3 points.
+    """
+
+    files: ClassVar[tuple[str, ...]] = (FILE,)
+    together: ClassVar[bool] = True
+
+    grid: PositiveInt = 3
+
+    def __post_init__(self) -> None:
+        equal_grid(self.grid)
+
+    def steps(self, setting: Setting) -> int:
+        """Return the number of lines: of all pairs, aligned and as they are."""
+        count = len(setting.labels)
+        return count * (count - 1)
+
+    def check(self, setting: Setting) -> None:
+        """Raise a `UserError` if there are fewer than three networks."""
+        if len(setting.labels) < 3:
+            raise UserError(
+                f"analysis=strong_connectivity compares networks that are aligned to another one, and there are "
+                f"{len(setting.labels)}; give at least three, for example seeds=[0,1,2]"
+            )
+
+    def __call__(self, subject: Subject, folder: FilePath, on_step: OnStep) -> list[Finding]:
+        """Return the barrier of every line ("line_barrier"), and the mean and the largest of each kind."""
+        lines = Lines(subject, self.grid, folder / FILE, ("kind", "pair"), on_step)
+        examples = examples_of(subject)
+        found: dict[str, list[Barriers]] = {kind: [] for kind in _KINDS}
+        single = []
+        for first, second in itertools.combinations(range(len(subject.networks)), 2):
+            pair = f"{subject.labels[first]}-{subject.labels[second]}"
+            for kind, networks in (
+                ("strong" if first else "weak", subject.networks),
+                ("unaligned", [states[-1] for states in subject.trained]),
+            ):
+                barriers = lines.barriers((kind, pair), networks[first], networks[second])
+                found[kind].append(barriers)
+                single += findings("line_barrier", barriers, examples, kind=kind, line=pair)
+        return [
+            *single,
+            *(
+                one
+                for kind, barriers in found.items()
+                for name, of in (("mean", statistics.fmean), ("largest", max))
+                for one in findings(f"{kind}_{name}_barrier", summary(of, barriers), examples)
+            ),
+        ]

@@ -1,0 +1,113 @@
+"""Permutations composed along chains of networks."""
+
+import functools
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field, PositiveInt
+
+from lmc import seeding
+from lmc.analysis.base import Finding, OnStep, Setting, Subject
+from lmc.analysis.lines import Lines, examples_of, findings, permutation, refuse_soft, summary
+from lmc.errors import UserError
+from lmc.evaluation.path import equal_grid
+from lmc.symmetry.permutation import Permutation
+
+FILE = "lines.csv"
+Chain = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitivity:
+    """Align two networks by way of others, and measure the barrier between them (Sharma et al. 2024).
+
+    If A is connected with B modulo a permutation P and B with C modulo Q, is A with C modulo P Q? Chains of different
+    networks are drawn at random; along each, the permutations of neighbours are composed, and the barrier is that of
+    the line between its first network and its last one, permuted so. A chain of length 1 is a direct alignment.
+
+    Args:
+        longest: of the chains, in steps (Sharma et al.: 5); chains of all lengths from 1 to it are drawn.
+        chains: at most so many of each length (Sharma et al.: 20); where there are no more, all.
+        grid: number of equally spaced points on each line, odd, at least 3.
+
+    Raises:
+        UserError: an even grid, or one of less than 3 points.
+    """
+
+    files: ClassVar[tuple[str, ...]] = (FILE,)
+    together: ClassVar[bool] = True
+
+    longest: Annotated[int, Field(ge=2)] = 5
+    chains: PositiveInt = 20
+    grid: PositiveInt = 3
+
+    def __post_init__(self) -> None:
+        equal_grid(self.grid)
+
+    def steps(self, setting: Setting) -> None:
+        """The number of lines depends on the chains that are drawn."""
+
+    def check(self, setting: Setting) -> None:
+        """Raise a `UserError` if the networks are too few for the chains, or the alignment gives no permutation."""
+        refuse_soft(setting, "transitivity")
+        if len(setting.labels) <= self.longest:
+            raise UserError(
+                f"analysis.transitivity.longest={self.longest} needs {self.longest + 1} networks, and there are "
+                f"{len(setting.labels)}; give more seeds, or make the chains shorter"
+            )
+
+    def __call__(self, subject: Subject, folder: FilePath, on_step: OnStep) -> list[Finding]:
+        """Return "chain_barrier" with `length` and `chain`, and "chain_mean_barrier" over the chains of a length."""
+        lines = Lines(subject, self.grid, folder / FILE, ("length", "chain"), on_step)
+        examples = examples_of(subject)
+
+        @functools.cache
+        def towards(fixed: int, moving: int) -> Permutation:
+            if fixed > moving:
+                return towards(moving, fixed).inverse()
+            return permutation(subject, subject.trained[fixed], subject.trained[moving])
+
+        found: list[Finding] = []
+        for length in range(1, self.longest + 1):
+            draw = seeding.generator(subject.seed, "transitivity", length)
+            barriers = []
+            for chain in draw_chains(len(subject.trained), length, self.chains, draw):
+                first, last = (subject.trained[place][-1] for place in (chain[0], chain[-1]))
+                name = "-".join(str(subject.labels[place]) for place in chain)
+                barriers.append(lines.barriers((length, name), first, last, composed(chain, towards)))
+                found += findings("chain_barrier", barriers[-1], examples, length=length, chain=name)
+            mean = summary(statistics.fmean, barriers)
+            found += findings("chain_mean_barrier", mean, examples, length=length)
+        return found
+
+
+def composed(chain: Chain, towards: Callable[[int, int], Permutation]) -> Permutation:
+    """Return what brings the last network of a chain to its first, step by step.
+
+    Args:
+        chain: at least two numbers of networks.
+        towards: (fixed, moving) -> what brings the one to the other.
+    """
+    return functools.reduce(Permutation.compose, (towards(*step) for step in itertools.pairwise(chain)))
+
+
+def draw_chains(networks: int, length: int, count: int, generator: torch.Generator) -> Sequence[Chain]:
+    """Return different chains of `length` steps through different networks: `count` at random, or all there are.
+
+    A chain and its reverse are one, as their permutations are each other's inverses: the one that begins with the
+    smaller number is returned.
+    """
+    total = functools.reduce(lambda product, place: product * (networks - place), range(length + 1), 1) // 2
+    if total <= count:
+        every = itertools.permutations(range(networks), length + 1)
+        return [chain for chain in every if chain[0] < chain[-1]]
+    found: dict[Chain, None] = {}
+    while len(found) < count:
+        drawn = tuple(torch.randperm(networks, generator=generator)[: length + 1].tolist())
+        found[drawn if drawn[0] < drawn[-1] else drawn[::-1]] = None
+    return list(found)
