@@ -137,6 +137,10 @@ MEASURES = (
 )
 
 
+TREND_MEASURES = tuple(_barrier(path, "test", "loss") for path in ("unaligned", "aligned"))
+"""What is drawn against a setting that is a number."""
+
+
 def estimate(measure: Measure, setting: Setting) -> Estimate | None:
     """Return the mean over all networks or pairs of a setting; None if it was not measured.
 

@@ -11,6 +11,7 @@ from typing import Any
 from lmc.report.agreement import Agreements
 from lmc.report.chart import Curve, chart, style_of
 from lmc.report.lines import Line
+from lmc.report.looks import Look, SweepLooks, shown
 from lmc.report.measures import Estimate, Measure
 from lmc.report.planes import MeasuredPlane
 from lmc.report.surfaces import surfaces
@@ -18,6 +19,7 @@ from lmc.report.tables import SweepTable, percent
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SPLITS = ("train", "test")
+LOOKS = "What the analyses found"
 AGREEMENT = "Units that two alignments match alike, %"
 
 Named = Sequence[tuple[str, Mapping[tuple[str, str], Line]]]
@@ -27,6 +29,7 @@ def page(
     table: SweepTable,
     named: Named,
     planes: Sequence[tuple[str, MeasuredPlane]],
+    looks: SweepLooks,
     agreements: Agreements | None,
     problems: Sequence[str],
     definitions: Sequence[str],
@@ -37,6 +40,7 @@ def page(
         table: the numbers.
         named: label and curves of each setting, in the order of the table's rows.
         planes: label and values of each measured plane.
+        looks: what analyses found.
         agreements: of the permutations; None: there are not two of them.
         problems: one line for everything that is missing.
         definitions: lines that say what the numbers are.
@@ -50,6 +54,7 @@ def page(
         legend="\n".join(_legend_entry(number, label) for number, (label, _) in enumerate(named)),
         table=_table(table),
         planes=surfaces(planes),
+        looks=_looks(looks, [setting.label for setting in table.settings]),
         agreements=_matrix(agreements),
         definitions="\n".join(f"<p>{escape(line)}</p>" for line in definitions),
         problems=_problems(problems),
@@ -169,6 +174,21 @@ def _matrix(agreements: Agreements | None) -> str:
         f'<section class="card"><h2>{AGREEMENT}</h2><div class="scroll"><table class="matrix">\n{table}\n'
         "</table></div></section>"
     )
+
+
+def _looks(looks: SweepLooks, labels: Sequence[str]) -> str:
+    if not looks.looks:
+        return ""
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in [*Look._fields, *labels])
+    rows = "\n".join(
+        "<tr>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in look)
+        + "".join(f'<td class="number">{escape(shown(value))}</td>' for value in estimates)
+        + "</tr>"
+        for look, estimates in zip(looks.looks, looks.estimates, strict=True)
+    )
+    table = f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    return f'<section class="card"><h2>{LOOKS}</h2><div class="scroll"><table>\n{table}\n</table></div></section>'
 
 
 def _shade(share: float | None) -> str:

@@ -8,12 +8,19 @@ from lmc.report.agreement import Agreements, compare, with_agreement
 from lmc.report.figures import save, sweep_figure
 from lmc.report.grouping import Setting
 from lmc.report.lines import Line, lines
-from lmc.report.page import AGREEMENT, page
+from lmc.report.looks import SweepLooks, comma_separated_looks, markdown_looks, sweep_looks
+from lmc.report.page import AGREEMENT, LOOKS, page
 from lmc.report.planes import MeasuredPlane
 from lmc.report.runs import collect
 from lmc.report.tables import SweepTable, comma_separated, latex, markdown, markdown_matrix, plain, tabulate
+from lmc.report.trends import Trend, trend, trend_figure
 
 FIGURE_STEM = "paths"
+TREND_STEM = "trend"
+_FIGURES = {
+    FIGURE_STEM: "loss and accuracy along the paths",
+    TREND_STEM: "barriers against a setting that is a number",
+}
 DEFINITIONS = (
     "barrier: max over t of L(t) - [(1-t) L(0) + t L(1)]; midpoint barrier: L(1/2) - (L(0) + L(1)) / 2; nothing is "
     "clipped.",
@@ -26,7 +33,9 @@ DEFINITIONS = (
 
 
 def write_sweep(folders: Sequence[Path], out: Path) -> str:
-    """Write report.md, report.csv, report.tex, report.html, paths.png and paths.svg into `out`.
+    """Write report.md, report.csv, report.tex, report.html and the figures paths and trend (.png, .svg) into `out`.
+
+    What analyses found is in looks.csv too, if there were any.
 
     Args:
         folders: searched, with everything below them, for run folders. Runs that differ only in their seeds, the
@@ -46,18 +55,28 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
         raise UserError(f"no finished run below {names}{more}; run the experiment, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
     table = tabulate(with_agreement(found.runs))
+    looks = sweep_looks(table.settings)
+    against = trend(table, looks)
     agreements = compare(table.settings)
     curves = [lines(run.points for run in setting.runs) for setting in table.settings]
     named = [(setting.label, own) for setting, own in zip(table.settings, curves, strict=True)]
     files = {
-        "report.md": _markdown_report(table, agreements, found.problems, has_figure=any(curves)),
+        "report.md": _markdown_report(
+            table,
+            looks,
+            agreements,
+            found.problems,
+            [*([FIGURE_STEM] if any(curves) else []), *([TREND_STEM] if against else [])],
+        ),
         "report.csv": comma_separated(table),
         "report.tex": latex(table),
-        "report.html": page(table, named, _planes(table.settings), agreements, found.problems, DEFINITIONS),
+        "report.html": page(table, named, _planes(table.settings), looks, agreements, found.problems, DEFINITIONS),
     }
+    if looks.looks:
+        files["looks.csv"] = comma_separated_looks(looks, table.columns, table.settings)
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
-    drawn = _draw(table.settings, curves, out)
+    drawn = _draw(table.settings, curves, out) + _draw_trend(against, out)
     missing = [f"missing: {problem}" for problem in found.problems]
     return "\n".join([plain(table), *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
 
@@ -80,12 +99,24 @@ def _draw(settings: Sequence[Setting], curves: Sequence[dict[tuple[str, str], Li
     return f"\nfigure: {png} (.svg)"
 
 
+def _draw_trend(against: Trend | None, out: Path) -> str:
+    if against is None:
+        return ""
+    png, _ = save(trend_figure(against), out / TREND_STEM)
+    return f"\nfigure: {png} (.svg)"
+
+
 def _markdown_report(
-    table: SweepTable, agreements: Agreements | None, problems: Sequence[str], *, has_figure: bool
+    table: SweepTable,
+    looks: SweepLooks,
+    agreements: Agreements | None,
+    problems: Sequence[str],
+    figures: Sequence[str],
 ) -> str:
     parts = ["# Report", markdown(table), "\n".join(f"- {line}" for line in DEFINITIONS)]
-    if has_figure:
-        parts.append(f"![loss and accuracy along the paths]({FIGURE_STEM}.png)")
+    parts += [f"![{_FIGURES[stem]}]({stem}.png)" for stem in figures]
+    if looks.looks:
+        parts.append(f"## {LOOKS}\n\n{markdown_looks(looks, [setting.label for setting in table.settings])}")
     if agreements is not None:
         parts.append(f"## {AGREEMENT}\n\n{markdown_matrix(agreements)}")
     if problems:
