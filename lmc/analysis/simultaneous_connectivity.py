@@ -1,5 +1,6 @@
 """One permutation for two networks at many moments of their training, or at many levels of their pruning."""
 
+import functools
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,20 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
-from lmc.analysis.lines import Barriers, Lines, examples_of, findings, permutation, refuse_soft, summary
+from lmc.analysis.lines import (
+    Barriers,
+    Line,
+    examples_of,
+    findings,
+    measured_lines,
+    permutation,
+    refuse_soft,
+    summary,
+)
 from lmc.errors import UserError
 from lmc.evaluation.path import equal_grid
+from lmc.state import State
+from lmc.symmetry.permutation import Permutation
 
 FILE = "lines.csv"
 UNALIGNED = "none"
@@ -60,26 +72,34 @@ class SimultaneousConnectivity:
     def __call__(self, subject: Subject, folder: FilePath, on_step: OnStep) -> list[Finding]:
         """Return the barriers of all lines, and what the best, the last and each moment's own permutation give.
 
-        - "moment_barrier" with `applied_at`, and with `found_at` unless the networks are taken as they are.
+        - "moment_barrier" with `axis` (epoch, sparsity), `applied_at` and `found_at`, the latter unless the networks
+          are taken as they are.
         - "simultaneous_barrier": of the permutation whose largest barrier over all moments is smallest.
         - "own_barrier": the largest barrier if each moment has its own permutation (weak connectivity at each moment).
         - "last_barrier", "unaligned_barrier": the mean over the moments, by the permutation found last and by none.
         """
-        lines = Lines(subject, self.grid, folder / FILE, ("found_at", "applied_at"), on_step)
         moments, (fixed, moving) = subject.moments.values, subject.trained
-        examples = examples_of(subject)
-        unaligned = {
-            at: lines.barriers((UNALIGNED, at), fixed[place], moving[place]) for place, at in enumerate(moments)
-        }
-        found = _of_moments(unaligned, examples)
-        tried: dict[float, dict[float, Barriers]] = {}
-        for last in range(subject.alignment.stacked, len(moments)):
-            by = permutation(subject, fixed[: last + 1], moving[: last + 1])
-            tried[moments[last]] = {
-                at: lines.barriers((moments[last], at), fixed[place], moving[place], by)
-                for place, at in enumerate(moments)
-            }
-            found += _of_moments(tried[moments[last]], examples, found_at=moments[last])
+        examples, axis = examples_of(subject), subject.moments.axis
+
+        @functools.cache
+        def found_at(last: int) -> Permutation:
+            return permutation(subject, fixed[: last + 1], moving[: last + 1])
+
+        def line(last: int | None, place: int) -> Line:
+            def ends() -> tuple[State, State]:
+                return fixed[place], moving[place] if last is None else found_at(last).apply(moving[place])
+
+            return Line((UNALIGNED if last is None else moments[last], moments[place]), ends)
+
+        searched = range(subject.alignment.stacked, len(moments))
+        lines = [line(last, place) for last in (None, *searched) for place in range(len(moments))]
+        columns = ("found_at", "applied_at")
+        every = iter([*measured_lines(subject, self.grid, folder / FILE, columns, lines, on_step)])
+        unaligned = {at: next(every) for at in moments}
+        tried = {moments[last]: {at: next(every) for at in moments} for last in searched}
+        found = _of_moments(unaligned, examples, axis=axis)
+        for at, by_moment in tried.items():
+            found += _of_moments(by_moment, examples, axis=axis, found_at=at)
         worst = [summary(max, by_moment.values()) for by_moment in tried.values()]
         own = [by_moment[at] for at, by_moment in tried.items()]
         values = {
@@ -91,7 +111,7 @@ class SimultaneousConnectivity:
         return [*found, *(one for what, of in values.items() for one in findings(what, of, examples))]
 
 
-def _of_moments(by_moment: Mapping[float, Barriers], examples: Mapping[str, int], **more: float) -> list[Finding]:
+def _of_moments(by_moment: Mapping[float, Barriers], examples: Mapping[str, int], **more: float | str) -> list[Finding]:
     """Return the barriers at each moment."""
     return [
         one

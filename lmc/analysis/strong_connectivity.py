@@ -1,7 +1,9 @@
 """Whether networks that are aligned to a third one are connected with each other."""
 
+import functools
 import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import ClassVar
@@ -9,9 +11,10 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
-from lmc.analysis.lines import Barriers, Lines, examples_of, findings, summary
+from lmc.analysis.lines import Barriers, Line, examples_of, findings, measured_lines, summary
 from lmc.errors import UserError
 from lmc.evaluation.path import equal_grid
+from lmc.state import State
 
 FILE = "lines.csv"
 _KINDS = ("weak", "strong", "unaligned")
@@ -56,19 +59,25 @@ class StrongConnectivity:
 
     def __call__(self, subject: Subject, folder: FilePath, on_step: OnStep) -> list[Finding]:
         """Return the barrier of every line ("line_barrier"), and the mean and the largest of each kind."""
-        lines = Lines(subject, self.grid, folder / FILE, ("kind", "pair"), on_step)
         examples = examples_of(subject)
-        found: dict[str, list[Barriers]] = {kind: [] for kind in _KINDS}
-        single = []
+        as_trained = [states[-1] for states in subject.trained]
+
+        def ends(networks: Sequence[State], first: int, second: int) -> tuple[State, State]:
+            return networks[first], networks[second]
+
+        labels: list[tuple[str, str]] = []
+        lines = []
         for first, second in itertools.combinations(range(len(subject.networks)), 2):
             pair = f"{subject.labels[first]}-{subject.labels[second]}"
-            for kind, networks in (
-                ("strong" if first else "weak", subject.networks),
-                ("unaligned", [states[-1] for states in subject.trained]),
-            ):
-                barriers = lines.barriers((kind, pair), networks[first], networks[second])
-                found[kind].append(barriers)
-                single += findings("line_barrier", barriers, examples, kind=kind, line=pair)
+            for kind, networks in (("strong" if first else "weak", subject.networks), ("unaligned", as_trained)):
+                labels.append((kind, pair))
+                lines.append(Line(labels[-1], functools.partial(ends, networks, first, second)))
+        found: dict[str, list[Barriers]] = {kind: [] for kind in _KINDS}
+        single = []
+        every = measured_lines(subject, self.grid, folder / FILE, ("kind", "pair"), lines, on_step)
+        for (kind, pair), barriers in zip(labels, every, strict=True):
+            found[kind].append(barriers)
+            single += findings("line_barrier", barriers, examples, kind=kind, line=pair)
         return [
             *single,
             *(

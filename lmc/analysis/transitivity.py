@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,19 @@ from pydantic import Field, PositiveInt
 
 from lmc import seeding
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
-from lmc.analysis.lines import Lines, examples_of, findings, permutation, refuse_soft, summary
+from lmc.analysis.lines import (
+    Barriers,
+    Line,
+    examples_of,
+    findings,
+    measured_lines,
+    permutation,
+    refuse_soft,
+    summary,
+)
 from lmc.errors import UserError
 from lmc.evaluation.path import equal_grid
+from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 
 FILE = "lines.csv"
@@ -49,8 +60,10 @@ class Transitivity:
     def __post_init__(self) -> None:
         equal_grid(self.grid)
 
-    def steps(self, setting: Setting) -> None:
-        """The number of lines depends on the chains that are drawn."""
+    def steps(self, setting: Setting) -> int:
+        """Return the number of lines, one for each chain."""
+        networks = len(setting.labels)
+        return sum(min(self.chains, _possible(networks, length)) for length in range(1, self.longest + 1))
 
     def check(self, setting: Setting) -> None:
         """Raise a `UserError` if the networks are too few for the chains, or the alignment gives no permutation."""
@@ -63,7 +76,6 @@ class Transitivity:
 
     def __call__(self, subject: Subject, folder: FilePath, on_step: OnStep) -> list[Finding]:
         """Return "chain_barrier" with `length` and `chain`, and "chain_mean_barrier" over the chains of a length."""
-        lines = Lines(subject, self.grid, folder / FILE, ("length", "chain"), on_step)
         examples = examples_of(subject)
 
         @functools.cache
@@ -72,18 +84,31 @@ class Transitivity:
                 return towards(moving, fixed).inverse()
             return permutation(subject, subject.trained[fixed], subject.trained[moving])
 
+        def ends(chain: Chain) -> tuple[State, State]:
+            first, last = (subject.trained[place][-1] for place in (chain[0], chain[-1]))
+            return first, composed(chain, towards).apply(last)
+
+        chains = {length: self._chains(subject, length) for length in range(1, self.longest + 1)}
+        lines = [
+            Line((length, "-".join(str(subject.labels[place]) for place in chain)), functools.partial(ends, chain))
+            for length, drawn in chains.items()
+            for chain in drawn
+        ]
         found: list[Finding] = []
-        for length in range(1, self.longest + 1):
-            draw = seeding.generator(subject.seed, "transitivity", length)
-            barriers = []
-            for chain in draw_chains(len(subject.trained), length, self.chains, draw):
-                first, last = (subject.trained[place][-1] for place in (chain[0], chain[-1]))
-                name = "-".join(str(subject.labels[place]) for place in chain)
-                barriers.append(lines.barriers((length, name), first, last, composed(chain, towards)))
-                found += findings("chain_barrier", barriers[-1], examples, length=length, chain=name)
-            mean = summary(statistics.fmean, barriers)
+        by_length: dict[int, list[Barriers]] = {length: [] for length in chains}
+        every = measured_lines(subject, self.grid, folder / FILE, ("length", "chain"), lines, on_step)
+        for line, barriers in zip(lines, every, strict=True):
+            length, name = line.label
+            by_length[int(length)].append(barriers)
+            found += findings("chain_barrier", barriers, examples, length=length, chain=name)
+        for length, barriers_of_length in by_length.items():
+            mean = summary(statistics.fmean, barriers_of_length)
             found += findings("chain_mean_barrier", mean, examples, length=length)
         return found
+
+    def _chains(self, subject: Subject, length: int) -> Sequence[Chain]:
+        draw = seeding.generator(subject.seed, "transitivity", length)
+        return draw_chains(len(subject.trained), length, self.chains, draw)
 
 
 def composed(chain: Chain, towards: Callable[[int, int], Permutation]) -> Permutation:
@@ -102,8 +127,7 @@ def draw_chains(networks: int, length: int, count: int, generator: torch.Generat
     A chain and its reverse are one, as their permutations are each other's inverses: the one that begins with the
     smaller number is returned.
     """
-    total = functools.reduce(lambda product, place: product * (networks - place), range(length + 1), 1) // 2
-    if total <= count:
+    if _possible(networks, length) <= count:
         every = itertools.permutations(range(networks), length + 1)
         return [chain for chain in every if chain[0] < chain[-1]]
     found: dict[Chain, None] = {}
@@ -111,3 +135,8 @@ def draw_chains(networks: int, length: int, count: int, generator: torch.Generat
         drawn = tuple(torch.randperm(networks, generator=generator)[: length + 1].tolist())
         found[drawn if drawn[0] < drawn[-1] else drawn[::-1]] = None
     return list(found)
+
+
+def _possible(networks: int, length: int) -> int:
+    """How many different chains there are."""
+    return math.perm(networks, length + 1) // 2

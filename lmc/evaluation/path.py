@@ -32,16 +32,6 @@ class RawPoint:
     distance: float
     examples: int
 
-    @classmethod
-    def of(cls, entry: Mapping[str, str]) -> "RawPoint":
-        """Return the point of one line of a CSV file.
-
-        Raises:
-            ValueError, KeyError, TypeError: the line is incomplete.
-        """
-        numbers = {name: float(entry[name]) for name in ("t", "loss", "accuracy", "distance")}
-        return cls(split=entry["split"], examples=int(entry["examples"]), **numbers)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PathEvaluation:
@@ -192,7 +182,8 @@ def read_raw(folder: FilePath) -> list[RawPoint]:
     with path.open(encoding="utf-8", newline="") as file:
         for number, entry in enumerate(csv.DictReader(file), 2):
             try:
-                points.append(RawPoint.of(entry))
+                numbers = {name: float(entry[name]) for name in ("t", "loss", "accuracy", "distance")}
+                points.append(RawPoint(split=entry["split"], examples=int(entry["examples"]), **numbers))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {number}: not a whole point ({error}); delete the folder") from None
     return points

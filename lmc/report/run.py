@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 from lmc.errors import UserError
 from lmc.report.contours import plane_figure
+from lmc.report.convergence import convergence_figures
 from lmc.report.figures import run_figure, save, variance_figure
+from lmc.report.layers import LAYER_BARRIER, layers_figure
 from lmc.report.lines import lines
 from lmc.report.looks import looks_table
 from lmc.report.measures import of_values
+from lmc.report.moments import moments, moments_figure
 from lmc.report.planes import plane_files, read_plane
 from lmc.report.runs import read_whole_path
 from lmc.report.text import as_text
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 FIGURE_STEM = "barrier"
 VARIANCE_STEM = "variance"
+MOMENTS_STEM = "moments"
+LAYERS_STEM = "layers"
 _SHOWN_ONE_BY_ONE = 6
 _CELLS = (("train", "loss"), ("test", "loss"), ("train", "error"), ("test", "error"))
 _BARRIER_HEADS = ("train loss, nats", "test loss, nats", "train error, %", "test error, %")
@@ -72,8 +77,13 @@ def _figures(folder: Path, rows: Sequence[Row]) -> Iterator[tuple[str, "Figure"]
         yield FIGURE_STEM, run_figure(lines([read_whole_path(folder / PATH_FILE)]))
     if variances := [row for row in rows if row.what == VARIANCE]:
         yield VARIANCE_STEM, variance_figure(variances)
+    if (matrix := moments(rows)) is not None:
+        yield MOMENTS_STEM, moments_figure(*matrix)
+    if anatomy := [row for row in rows if row.what == LAYER_BARRIER]:
+        yield LAYERS_STEM, layers_figure(anatomy)
     for plane in map(read_plane, plane_files(folder)):
         yield plane.stem, plane_figure(plane)
+    yield from convergence_figures(folder)
 
 
 def run_table(rows: Sequence[Row]) -> str:

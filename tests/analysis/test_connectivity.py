@@ -19,6 +19,7 @@ from lmc.alignment.weight_matching import WeightMatching
 from lmc.alignment.zip import Zip
 from lmc.analysis.base import Finding, OnStep, Subject
 from lmc.analysis.convex_hull import ConvexHull
+from lmc.analysis.frankenstein import Frankenstein
 from lmc.analysis.simultaneous_connectivity import SimultaneousConnectivity
 from lmc.analysis.strong_connectivity import StrongConnectivity
 from lmc.analysis.transitivity import Transitivity, composed, draw_chains
@@ -117,11 +118,13 @@ def test_a_permutation_is_tried_at_every_moment(symmetry: Symmetry, tmp_path: Pa
     expected: dict[tuple[float, float], float] = {}
     for (i, at), (j, applied) in itertools.product(enumerate(of.moments.values), repeat=2):
         expected[at, applied] = barrier_by_hand(of, fixed[j], turns[i].apply(moving[j]))
-        assert value(found, "moment_barrier", found_at=at, applied_at=applied) == pytest.approx(
+        assert value(found, "moment_barrier", axis="epoch", found_at=at, applied_at=applied) == pytest.approx(
             expected[at, applied], abs=1e-5
         )
     none = [barrier_by_hand(of, *states) for states in zip(fixed, moving, strict=True)]
-    assert [value(found, "moment_barrier", applied_at=at) for at in of.moments.values] == pytest.approx(none, abs=1e-5)
+    assert [value(found, "moment_barrier", axis="epoch", applied_at=at) for at in of.moments.values] == pytest.approx(
+        none, abs=1e-5
+    )
     # The first two have one permutation in common, the third has another.
     assert expected[1.0, 2.0] == pytest.approx(0, abs=1e-6)
     assert expected[1.0, 5.0] > 0.01
@@ -132,6 +135,37 @@ def test_a_permutation_is_tried_at_every_moment(symmetry: Symmetry, tmp_path: Pa
     last = [expected[5.0, applied] for applied in of.moments.values]
     assert value(found, "last_barrier") == pytest.approx(sum(last) / 3, abs=1e-5)
     assert value(found, "unaligned_barrier") == pytest.approx(sum(none) / 3, abs=1e-5)
+
+
+def test_layers_of_two_moments_are_put_together(symmetry: Symmetry, tmp_path: Path) -> None:
+    fixed = [{name: scale * tensor for name, tensor in drawn(0).items()} for scale in (0.5, 1)]
+    turn = turned(symmetry, 3)
+    moving = [turn.inverse().apply(state) for state in fixed]
+    of = subject(
+        network(),
+        [fixed[-1], fixed[-1]],
+        dataset=taught(drawn(0)),
+        symmetry=symmetry,
+        trained=[fixed, moving],
+        moments=Moments("epoch", (1.0, 2.0)),
+        match=lambda first, second, on_step: Matching(turn, 0.0, []),
+    )
+    steps: list[object] = []
+    option = Frankenstein()
+    found = option(of, tmp_path, steps.append)
+    # Of two layers, one is from the first epoch: the lower or the upper one; aligned and not.
+    assert len(steps) == option.steps(of) == 4
+    for order, layer, early in (("bottom", "1", 1), ("top", "3", 3)):
+        parts = [
+            {name: (states[0] if name.startswith(str(early)) else states[1])[name] for name in states[0]}
+            for states in (fixed, moving)
+        ]
+        expected = barrier_by_hand(of, *parts)
+        more = {"moment": 1.0, "order": order, "layer": layer, "layers": 1, "axis": "epoch"}
+        assert value(found, "mixed_barrier", aligned="unaligned", **more) == pytest.approx(expected, abs=1e-5)
+        assert value(found, "mixed_barrier", aligned="aligned", **more) == pytest.approx(0, abs=1e-6)
+        assert expected > 0.01
+    assert value(found, "aligned_mixed_mean_barrier") == pytest.approx(0, abs=1e-6)
 
 
 def test_lines_that_a_killed_attempt_measured_are_not_measured_again(symmetry: Symmetry, tmp_path: Path) -> None:
@@ -200,7 +234,9 @@ def test_chains_compose_what_brings_neighbours_together(symmetry: Symmetry, tmp_
         trained=[(state,) for state in trained],
         match=match,
     )
-    found = Transitivity(longest=3)(of, tmp_path, lambda numbers: None)
+    steps: list[object] = []
+    found = Transitivity(longest=3)(of, tmp_path, steps.append)
+    assert len(steps) == Transitivity(longest=3).steps(of)
     lengths = [one.more["length"] for one in found if one.what == "chain_barrier"]
     # 4 networks have 6 chains of one step, 12 of two and 12 of three; two splits, loss and error.
     assert [lengths.count(length) // 4 for length in (1, 2, 3)] == [6, 12, 12]
@@ -269,8 +305,12 @@ def test_what_cannot_be_tried_is_refused(symmetry: Symmetry) -> None:
     two = Moments("epoch", (1.0, 2.0))
     with pytest.raises(UserError, match=r"only the last is kept; choose endpoints=trajectory"):
         SimultaneousConnectivity().check(subject(network(), networks, symmetry=symmetry, alignment=NoAlignment()))
+    with pytest.raises(UserError, match="there is one moment or one layer"):
+        Frankenstein().check(subject(network(), networks, symmetry=symmetry))
+    with pytest.raises(UserError, match="give bottom, top, or both"):
+        Frankenstein(orders=["top", "top"])
     soft = subject(network(), networks, symmetry=symmetry, alignment=Zip(), moments=two)
-    for option in (SimultaneousConnectivity(), Transitivity(longest=2)):
+    for option in (SimultaneousConnectivity(), Transitivity(longest=2), Frankenstein()):
         with pytest.raises(UserError, match="the chosen alignment gives none"):
             option.check(soft)
     SimultaneousConnectivity().check(
@@ -280,6 +320,6 @@ def test_what_cannot_be_tried_is_refused(symmetry: Symmetry) -> None:
         StrongConnectivity().check(soft)
     with pytest.raises(UserError, match="needs 6 networks, and there are 2"):
         Transitivity().check(subject(network(), networks, symmetry=symmetry))
-    for option_type in (SimultaneousConnectivity, StrongConnectivity, Transitivity):
+    for option_type in (SimultaneousConnectivity, StrongConnectivity, Transitivity, Frankenstein):
         with pytest.raises(UserError, match="a grid of 4 points"):
             option_type(grid=4)
