@@ -60,10 +60,17 @@ def conf_dir() -> str:
 
 
 def register() -> None:
-    """Make the root schema known to Hydra, under the name that conf/config.yaml's defaults list begins with."""
+    """Make known to Hydra what conf/ speaks of.
+
+    The root schema, under the name that the defaults list of conf/config.yaml begins with; and the resolver `before`:
+    ${before:LIMIT,A,B,...} is the list of those of A, B, ... that are below LIMIT, so that an experiment that keeps
+    epochs can be made shorter.
+    """
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("before", lambda limit, *values: [v for v in values if v < limit], replace=True)
 
 
 def settings(node: Mapping[str, Any], where: str, given: Collection[str] = ()) -> dict[str, Any]:

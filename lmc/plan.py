@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lmc import config, seeding
-from lmc import state as states
 from lmc.analysis.base import Analysis, Setting
 from lmc.curve.trained import TrainedCurve
 from lmc.dataset.images import Dataset
@@ -115,6 +114,7 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
     dataset = _dataset(json.dumps(settings["dataset"]))
     with seeding.isolated(0, "plan"):
         model = _network(settings, dataset)
+    built["endpoints"].check(model, dataset.for_networks, built["training"], labels)
     symmetry = _checked_symmetry(built, model, dataset)
     identity = {**config.identity(settings["dataset"], "dataset"), "checksum": dataset.checksum}
     dataset = dataset.to(device)
@@ -149,11 +149,11 @@ def prepare(settings: Mapping[str, Any]) -> Plan:
 
 def _checked_symmetry(built: Mapping[str, Any], model: nn.Module, dataset: Dataset) -> Symmetry:
     """Return the symmetry of `model`, proved, if the chosen options can do with it, with the network and the data."""
-    built["endpoints"].check(states.of_model(model), built["training"].epochs)
     if built["alignment"].stacked > (earlier := len(_moments(built).values) - 1):
         raise UserError(
             f"alignment.stacked={built['alignment'].stacked}: there are {earlier} earlier checkpoints of each network; "
-            "keep more of them with endpoints.keep_epochs=[...] or endpoints.earlier=[...], or stack fewer"
+            "keep more with endpoints=trajectory endpoints.epochs=[...], give those of your own files as "
+            "endpoints.earlier=[...], or stack fewer"
         )
     if isinstance(built["curve"], TrainedCurve):
         built["curve"].check(model)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import pytest
+from omegaconf import OmegaConf
 from pydantic import Field, PositiveInt
 
 from lmc import config
@@ -113,3 +114,9 @@ def test_mistakes_are_one_line_that_names_the_place(values: dict[str, object], m
 def test_seed_lists_that_make_no_path_are_refused(seeds: list[int], message: str):
     with pytest.raises(UserError, match=message):
         config.check_seeds(seeds)
+
+
+def test_before_keeps_the_values_below_a_limit():
+    config.register()
+    node = OmegaConf.create({"epochs": 5, "kept": "${before:${epochs},0,1,5,10}"})
+    assert OmegaConf.to_container(node, resolve=True)["kept"] == [0, 1]

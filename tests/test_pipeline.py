@@ -122,7 +122,7 @@ def test_what_cannot_change_a_result_makes_no_new_artifact():
 
 def test_checkpoints_of_a_training_are_kept_and_stacked():
     """Reference: a training that ends after the epoch that is kept; the rate of learning is constant."""
-    found, _ = run("endpoints.keep_epochs=[1]", "alignment.stacked=1")
+    found, _ = run("endpoints=trajectory", "endpoints.epochs=[1]", "alignment.stacked=1")
     assert all(math.isfinite(row.value) for row in found.rows)
     root = Path(settings()["store"]["root"])
     kept = {file.read_bytes() for file in root.glob("endpoints/*/earlier_0.safetensors")}
@@ -272,10 +272,13 @@ def test_the_pairs_of_a_frame_are_consistent(tmp_path: Path):
     [
         (["merge=many", "alignment=canonical_correlation"], "merge=many needs an alignment that gives a permutation"),
         (["merge=many", "alignment=none"], "alignment=none leaves every network where it is"),
-        (["merge=many", "alignment.stacked=1", "endpoints.keep_epochs=[1]"], "merge=many cannot stack checkpoints"),
+        (
+            ["merge=many", "alignment.stacked=1", "endpoints=trajectory", "endpoints.epochs=[1]"],
+            "merge=many cannot stack checkpoints",
+        ),
         (["alignment.stacked=1"], r"alignment\.stacked=1: there are 0 earlier checkpoints of each network"),
-        (["endpoints.keep_epochs=[2]"], "training has 2 epochs and keeps the last one anyway"),
-        (["endpoints.keep_epochs=[1,1]"], "sort the epochs and give each once"),
+        (["endpoints=trajectory", "endpoints.epochs=[2]"], "training has 2 epochs and keeps the last one anyway"),
+        (["endpoints=trajectory", "endpoints.epochs=[1,1]"], "sort the epochs and give each once"),
         (["endpoints=checkpoint", "endpoints.files=[a.pt,b.pt]", "endpoints.earlier=[[c.pt]]"], "the same number"),
         (["seeds=[]"], "at least two seeds"),
         (["seeds=[0]"], "at least two seeds"),
@@ -361,7 +364,7 @@ def test_keys_of_the_default_experiment_are_pinned():
         "dataset": "8d4bdae67013",
         "architecture": "24198926d49d",
         "training": "0c20cbaf61ec",
-        "endpoints": "5603deabc3a0",
+        "endpoints": "716879f7d3e3",
         "alignment": "9b03d6aea547",
         "curve": "aa92bf2862ff",
         "statistics": "5f30ee5354b3",

@@ -1,1 +1,1 @@
-"""Which networks are compared: trained apart from different seeds, or read from the user's own files."""
+"""Which networks are compared: trained from different seeds in one of several ways, or read from the user's files."""

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lmc import state as states
+from lmc.dataset.images import Dataset
 from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, Moments, OnEpoch
 from lmc.errors import UserError
 from lmc.state import State
+from lmc.training.recipe import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +51,37 @@ class Checkpoint:
             raise UserError(f"endpoints.files={list(self.files)}: a path joins two networks; give at least two files")
         return tuple(range(len(self.files)))
 
-    def check(self, expected: State, epochs: int) -> None:
+    def check(self, model: nn.Module, dataset: Dataset, training: Training, labels: Sequence[int]) -> None:
         """Read every file once and compare names and shapes with the architecture."""
+        expected = states.of_model(model)
         for file in (*self.files, *(file for files in self.earlier for file in files)):
             states.check_fits(states.load(Path(file)), expected, f"checkpoint {file}")
 
-    def identity(self, label: int) -> dict[str, Any]:
+    def steps(self, epochs: int) -> int:
+        """Return 0: nothing is trained."""
+        return 0
+
+    def trunk(self, label: int) -> None:
+        """Return None: nothing is trained."""
+        return
+
+    def identity(self, label: int, labels: Sequence[int]) -> dict[str, Any]:
         """Return the checksums of the files: their content, not their place, makes the key."""
         found: dict[str, Any] = {"sha256": _checksum(self.files[label])}
         return {**found, "earlier": [_checksum(file) for file in self.earlier[label]]} if self.earlier else found
 
-    def make(self, label: int, ingredients: Ingredients, folder: Path, on_epoch: OnEpoch) -> None:
-        """Copy the weights into the store."""
-        states.save(states.load(Path(self.files[label])), folder / WEIGHTS_FILE)
+    def make(
+        self, label: int, ingredients: Ingredients, folder: Path, on_epoch: OnEpoch, trunk: Path | None = None
+    ) -> None:
+        """Copy the weights into the store, in float32 as those of trained networks."""
+        states.save(_weights(self.files[label]), folder / WEIGHTS_FILE)
         for number, file in enumerate(self.earlier[label] if self.earlier else ()):
-            states.save(states.load(Path(file)), folder / EARLIER_FILE.format(number))
+            states.save(_weights(file), folder / EARLIER_FILE.format(number))
+
+
+def _weights(file: str) -> State:
+    found = states.load(Path(file))
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
 def _checksum(file: str) -> str:

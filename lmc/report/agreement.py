@@ -39,12 +39,16 @@ def compare(settings: Sequence[Setting]) -> Agreements | None:
     if len(clusters) < 2:
         return None
     shares = [[_mean(_all_shares(ours, theirs)) for theirs in clusters] for ours in clusters]
+    if not any(shares[i][j] is not None for i in range(len(shares)) for j in range(i)):
+        return None
     return Agreements([_label(members) for members in clusters], shares)
 
 
 def with_agreement(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Return `runs`, each with a row for every pair that was also permuted by weight matching: the share of units."""
     references = [run for run in runs if run.choices.get("alignment") == REFERENCE and run.matchings]
+    if len(references) == len(runs):  # a column of nothing but 100 %
+        return list(runs)
     return [replace(run, rows=[*run.rows, *_rows(run, references)]) for run in runs]
 
 

@@ -20,12 +20,14 @@ from lmc.training import checkpoint
 from lmc.training.attack.base import kept_statistics
 from lmc.training.checkpoint import Record
 from lmc.training.mounted import Mounted
+from lmc.training.part import Part
 from lmc.training.recipe import Training
-from lmc.training.trainable import Composite, Look, Trainable
+from lmc.training.trainable import Composite, Look, Stepped, Trainable
 
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "history.jsonl"
+_WHOLE = Part()
 
 
 def fit(
@@ -38,6 +40,7 @@ def fit(
     folder: Path,
     on_epoch: Callable[[Mapping[str, float]], None],
     keep: Callable[[int], None] = lambda epoch: None,
+    part: Part = _WHOLE,
 ) -> None:
     """Train `trainable` on `dataset.train`, or continue where a killed run in `folder` stopped.
 
@@ -60,6 +63,8 @@ def fit(
         on_epoch: called after every epoch with its record.
         keep: called with the number of every epoch (from 1) that has been trained, before its checkpoint is written: a
             run that is killed in between trains the epoch again, and calls it again.
+        part: which of the epochs are trained; history and `on_epoch` are given those of the part that this one goes on
+            after, too.
 
     Raises:
         UserError: the loss is no longer finite (names epoch, step and learning rate), there are fewer than two training
@@ -71,18 +76,23 @@ def fit(
     if training.attack is not None and isinstance(trainable, Composite):
         raise ValueError("a step that looks at several networks has not one that could be attacked")
     run = _Run.start(model, trainable, dataset, training, seed)
-    origin = checkpoint.signature(
-        {"seed": seed, "data": dataset.checksum, "training": _settings(training)}, trainable.tensors()
-    )
+
+    def origin_of(seed: int, part: Part) -> str:
+        made_of = {"seed": seed, "data": dataset.checksum, "training": _settings(training), **part.origin()}
+        return checkpoint.signature(made_of, trainable.tensors())
+
+    origin = origin_of(seed, part)
     folder.mkdir(parents=True, exist_ok=True)
     history = checkpoint.restore(folder, trainable, run.optimizer, origin)
+    if part.after is not None and not history:
+        history = checkpoint.restore(part.after.folder, trainable, run.optimizer, origin_of(part.after.seed, _WHOLE))
     if history:
-        log.info("continuing after epoch %d of %d", len(history), training.epochs)
+        log.info("continuing after epoch %d of %d", part.start + len(history), training.epochs)
     with (folder / HISTORY_FILE).open("w", encoding="utf-8") as file:
         for record in history:
             file.write(json.dumps(record) + "\n")
             on_epoch(record)
-        for epoch in range(len(history), training.epochs):
+        for epoch in range(part.start + len(history), training.epochs if part.stop is None else part.stop):
             record = run.epoch(epoch)
             history.append(record)
             file.write(json.dumps(record) + "\n")
@@ -91,7 +101,10 @@ def fit(
             if (epoch + 1) % training.checkpoint_every == 0 and epoch + 1 < training.epochs:
                 checkpoint.write(folder, trainable, run.optimizer, history, origin)
             on_epoch(record)
-    checkpoint.remove(folder)
+    if part.stop is None:
+        checkpoint.remove(folder)
+    else:
+        checkpoint.write(folder, trainable, run.optimizer, history, origin)
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,7 @@ class _Run:
         noise = generator(self.seed, "attack", epoch, device=self.device)
         objectives, losses, correct = (torch.zeros(len(batches), device=self.device) for _ in range(3))
         composite = self.trainable if isinstance(self.trainable, Composite) else None
+        stepped = self.trainable if isinstance(self.trainable, Stepped) else None
         group = self.optimizer.param_groups[0]
         self.network.module.train()
         for step, chosen in enumerate(batches):
@@ -153,8 +167,8 @@ class _Run:
                 else composite.descend(self._logits, images, labels, draw)
             )
             self.optimizer.step()
-            if composite is not None:
-                composite.stepped()
+            if stepped is not None:
+                stepped.stepped()
             objectives[step], losses[step], correct[step] = look.objective, look.loss, look.correct
         self._check_finite(epoch, objectives)
         sizes = torch.tensor([len(chosen) for chosen in batches], dtype=torch.float64)

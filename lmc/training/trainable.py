@@ -73,7 +73,16 @@ class Look:
 
 
 @runtime_checkable
-class Composite(Trainable, Protocol):
+class Stepped(Protocol):
+    """A trainable that does something after every step: what it trains has to stay in some set."""
+
+    def stepped(self) -> None:
+        """Do what has to be done after the optimiser has changed the parameters."""
+        ...
+
+
+@runtime_checkable
+class Composite(Trainable, Stepped, Protocol):
     """A trainable whose step looks at several networks, or at something other than the cross-entropy.
 
     The loop then leaves the gradient to it; `state` is not called.
@@ -88,8 +97,4 @@ class Composite(Trainable, Protocol):
             labels: (B,) int64.
             generator: as that of `state`.
         """
-        ...
-
-    def stepped(self) -> None:
-        """Do what has to be done after the optimiser has changed `parameters`."""
         ...

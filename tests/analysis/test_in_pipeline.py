@@ -24,8 +24,8 @@ NEEDED = {
     "backdoor": ["dataset/trigger=square", "dataset.validation_size=20"],
     "plane": ["analysis.plane.grid=3"],
     "robustness": ["analysis.robustness.grid=3"],
-    "frankenstein": ["endpoints.keep_epochs=[1]", "training.epochs=2"],
-    "simultaneous_connectivity": ["endpoints.keep_epochs=[1]", "training.epochs=2"],
+    "frankenstein": ["endpoints=trajectory", "endpoints.epochs=[1]", "training.epochs=2"],
+    "simultaneous_connectivity": ["endpoints=trajectory", "endpoints.epochs=[1]", "training.epochs=2"],
     "strong_connectivity": ["seeds=[0,1,2]"],
     "transitivity": ["seeds=[0,1,2]", "analysis.transitivity.longest=2"],
 }

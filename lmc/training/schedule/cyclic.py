@@ -60,7 +60,7 @@ class Cyclic:
     def minima(self, epochs: int) -> tuple[int, ...]:
         """Return the numbers (from 1) of the epochs at whose end the rate is lowest; the last may be the last of all.
 
-        These are the values of `endpoints.keep_epochs`, without the very last epoch, which is kept anyway.
+        These are the `endpoints.epochs` of endpoints=trajectory, without the very last epoch, which is kept anyway.
         """
         return tuple(range(self._first(epochs) + self.cycle_epochs // 2, epochs + 1, self.cycle_epochs))
 
