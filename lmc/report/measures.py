@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmc.report.grouping import Setting
-from lmc.results import Row, mean_and_deviation
+from lmc.results import ANALYSIS, Row, mean_and_deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,10 @@ class Measure:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def fits(self, row: Row) -> bool:
-        """Tell whether `row` is one of the values of this column."""
+        """Tell whether `row` is one of the values of this column; what analyses find never is, whatever its name."""
         return (
-            row.what == self.what
+            ANALYSIS not in row.more
+            and row.what == self.what
             and row.metric == self.metric
             and self.path in (None, row.path)
             and self.split in (None, row.split)

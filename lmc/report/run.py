@@ -17,7 +17,7 @@ from lmc.report.moments import moments, moments_figure
 from lmc.report.planes import plane_files, read_plane
 from lmc.report.runs import read_whole_path
 from lmc.report.text import as_text
-from lmc.results import PATH_FILE, RESULTS_FILE, VARIANCE, Row, read_rows
+from lmc.results import ANALYSIS, PATH_FILE, RESULTS_FILE, VARIANCE, Row, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,12 +88,13 @@ def _figures(folder: Path, rows: Sequence[Row]) -> Iterator[tuple[str, "Figure"]
 
 def run_table(rows: Sequence[Row]) -> str:
     """Return the results of one run as text; empty for no rows."""
+    own = [row for row in rows if ANALYSIS not in row.more]
     tables = [
-        _levels("Endpoints", "network", list(_each(rows, "endpoint"))),
-        _barriers("Barrier: largest excess over the straight line between the ends", rows, "barrier"),
-        _barriers("Barrier at the midpoint: excess over the mean of the ends", rows, "barrier_midpoint"),
-        _levels("Barycentre of all networks", "path", _by_path([row for row in rows if row.what == "barycentre"])),
-        _alignments(rows),
+        _levels("Endpoints", "network", list(_each(own, "endpoint"))),
+        _barriers("Barrier: largest excess over the straight line between the ends", own, "barrier"),
+        _barriers("Barrier at the midpoint: excess over the mean of the ends", own, "barrier_midpoint"),
+        _levels("Barycentre of all networks", "path", _by_path([row for row in own if row.what == "barycentre"])),
+        _alignments(own),
         looks_table(rows),
     ]
     return "\n".join(table for table in tables if table)

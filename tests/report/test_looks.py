@@ -3,6 +3,8 @@
 from typing import Any
 
 from lmc.report.looks import looks_table
+from lmc.report.measures import MEASURES
+from lmc.report.run import run_table
 from lmc.results import Row
 
 
@@ -29,3 +31,16 @@ def test_the_end_stands_beside_the_metric():
 
 def test_single_points_and_other_rows_are_left_out():
     assert looks_table([row(1.0, analysis="a", t=0.5), row(1.0), row(1.0, layer="b")]) == ""
+
+
+def test_what_an_analysis_calls_a_barrier_is_not_that_of_the_path():
+    of_path = {"what": "barrier", "path": "aligned", "pair": (0, 1), "split": "train", "metric": "loss", "unit": "nats"}
+    path = Row(**of_path, value=0.25, examples=10, key="path")
+    analysis = Row(**of_path, value=0.75, examples=10, key="analysis", more={"analysis": "decomposition"})
+    barriers = MEASURES[0]
+    assert barriers.fits(path)
+    assert not barriers.fits(analysis)
+    shown, _, looks = run_table([path, analysis]).partition("Further looks")
+    assert "0.2500" in shown
+    assert "0.7500" not in shown
+    assert "0.7500" in looks
