@@ -88,11 +88,11 @@ def _barrier(path: str, split: str, metric: str, what: str = "barrier", group: s
     )
 
 
-def _accuracy(name: str, group: str, what: str, path: str | None = None) -> Measure:
+def _accuracy(name: str, group: str, what: str, path: str | None = None, label: str = "test accuracy") -> Measure:
     return Measure(
         name=f"{name}_test_accuracy",
         group=group,
-        label="test accuracy",
+        label=label,
         unit="%",
         what=what,
         path=path,
@@ -124,6 +124,9 @@ MEASURES = (
         for split in ("train", "test")
     ),
     _barrier("unaligned", "train", "loss"),
+    # The highest error of a path is its lowest accuracy.
+    _accuracy("path_lowest", "aligned path", "path_max", "aligned", "lowest test accuracy"),
+    _accuracy("path_mean", "aligned path", "path_mean", "aligned", "mean test accuracy"),
     _accuracy("midpoint", "aligned midpoint", "path_midpoint", "aligned"),
     _accuracy("endpoint", "endpoints", "endpoint"),
     _accuracy("barycentre", "barycentre", "barycentre", "aligned"),
