@@ -14,6 +14,11 @@ from lmc.endpoints.pruned import MASKS_FILE, Pruned
 from lmc.errors import UserError
 from lmc.seeding import generator
 from lmc.state import State, load, of_model
+from lmc.statistics.repair import Repair
+from lmc.statistics.rescale import Rescale
+from lmc.statistics.reset import Reset
+from lmc.symmetry.discover import discover
+from lmc.symmetry.permutation import Permutation
 from lmc.training import masks as pruning
 from lmc.training.adam import Adam
 from lmc.training.constrained import ConstrainedTrainable
@@ -178,3 +183,24 @@ def test_what_cannot_be_pruned_is_refused(changed: dict[str, object], message: s
     with pytest.raises(UserError, match=message) as caught:
         Pruned(**changed).check(mlp(), data(), sgd(), (0, 1))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("correction", [Reset, Repair, Rescale])
+def test_zeros_move_with_their_units_and_survive_the_corrections(
+    ingredients: Ingredients, tmp_path: Path, correction: type[Reset]
+):
+    """Alignment and reset of the endpoints: t = 0 and t = 1 are corrected as the merged network is."""
+    make(PRUNED, 5, ingredients, tmp_path)
+    networks, masks = levels(tmp_path)
+    sparse, mask = networks[-1], masks[-1]
+    model = ingredients.network().eval()
+    symmetry = discover(model, torch.zeros(2, *ingredients.dataset.input_shape))
+    turn = Permutation.random(symmetry, generator(0, "turn"))
+    moved, moved_mask = turn.apply(sparse), turn.apply({**sparse, **mask})
+    bound = correction().bind(model, symmetry, [sparse, moved], ingredients.dataset)
+    for corrected in (moved, bound(moved, (0.0, 1.0))):
+        for name in mask:
+            zeros = ~moved_mask[name].bool()
+            assert zeros.any()
+            assert not corrected[name][zeros].any(), name
+            assert corrected[name][~zeros].any()
