@@ -1,25 +1,19 @@
 """Every analysis, found by glob, in a whole experiment."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from lmc import config, pipeline, plan
+from lmc import config
 from lmc.errors import UserError
 from lmc.pipeline import Results
 from lmc.results import ANALYSIS, path_statistics
+from tests import whole
 
 FOLDER = Path(config.conf_dir()) / "analysis"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-QUICK = [
-    *("dataset=synthetic", "dataset.examples=60", "dataset.test_examples=40", "dataset.size=6", "dataset.channels=1"),
-    *("architecture.width=6", "architecture.depth=1", "training.epochs=1", "evaluation.grid=3", "curve=bezier"),
-]
+QUICK = ("architecture.depth=1", "training.epochs=1", "curve=bezier")
 NEEDED = {
     "backdoor": ["dataset/trigger=square", "dataset.validation_size=20"],
     "plane": ["analysis.plane.grid=3"],
@@ -31,26 +25,8 @@ NEEDED = {
 }
 
 
-class Silent:
-    def __init__(self) -> None:
-        self.steps: dict[str, tuple[int | None, list[Mapping[str, float]]]] = {}
-
-    def stage(self, label: str, total: int | None) -> AbstractContextManager[Callable[[Mapping[str, float]], None]]:
-        self.steps[label] = (total, [])
-        return nullcontext(self.steps[label][1].append)
-
-
-@pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LMC_STORE", str(tmp_path / "store"))
-
-
-def run(*overrides: str) -> tuple[Results, Silent]:
-    config.register()
-    with initialize_config_dir(config.conf_dir(), version_base="1.3"):
-        settings: dict[str, Any] = config.plain(compose("config", [*QUICK, *overrides]))
-    observer = Silent()
-    return pipeline.run(plan.prepare(settings), observer), observer
+def run(*overrides: str) -> tuple[Results, whole.Silent]:
+    return whole.run(*QUICK, *overrides)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -1,64 +1,35 @@
 """Every kind of endpoints, found by glob, in a whole experiment; and what is refused before any training."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
-from lmc import config, pipeline, plan, state
+from lmc import config, state
 from lmc.architecture.mlp import MLP
 from lmc.errors import UserError
 from lmc.pipeline import Results
-from lmc.plan import Plan
 from lmc.stages.base import Network
 from lmc.stages.endpoints import endpoint
 from lmc.store import fingerprint
+from tests import whole
 
 FOLDER = Path(config.conf_dir()) / "endpoints"
 OPTIONS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-QUICK = [
-    *("dataset=synthetic", "dataset.examples=60", "dataset.test_examples=40", "dataset.size=6", "dataset.channels=1"),
-    *("architecture.width=6", "architecture.depth=2", "training.epochs=2", "evaluation.grid=3", "device=cpu"),
-]
+QUICK = ("architecture.depth=2", "training.epochs=2", "device=cpu")
 NEEDED = {"trajectory": ["endpoints.epochs=[0,1]"]}
 CHECKPOINTS = {"trajectory": 3, "pruned": 6}
 """How many checkpoints there are of a network, if not one."""
 
 
-class Silent:
-    def __init__(self) -> None:
-        self.steps: dict[str, tuple[int | None, list[Mapping[str, float]]]] = {}
-
-    def stage(self, label: str, total: int | None) -> AbstractContextManager[Callable[[Mapping[str, float]], None]]:
-        self.steps[label] = (total, [])
-        return nullcontext(self.steps[label][1].append)
-
-
-@pytest.fixture(autouse=True)
-def _store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LMC_STORE", str(tmp_path / "store"))
-
-
-def prepared(*overrides: str) -> Plan:
-    config.register()
-    with initialize_config_dir(config.conf_dir(), version_base="1.3"):
-        settings: dict[str, Any] = config.plain(compose("config", [*QUICK, *overrides]))
-    return plan.prepare(settings)
-
-
-def run(*overrides: str) -> tuple[Results, Silent]:
-    observer = Silent()
-    return pipeline.run(prepared(*overrides), observer), observer
+def run(*overrides: str) -> tuple[Results, whole.Silent]:
+    return whole.run(*QUICK, *overrides)
 
 
 def networks(*overrides: str) -> tuple[list[Network], list[str]]:
     """The endpoints alone, and what had to be computed for them."""
-    made, observer = prepared(*overrides), Silent()
+    made, observer = whole.prepared(*QUICK, *overrides), whole.Silent()
     return [endpoint(made, label, observer) for label in made.labels], list(observer.steps)
 
 
@@ -165,5 +136,5 @@ def test_the_part_of_a_network_is_in_its_key():
 )
 def test_what_cannot_be_done_is_one_line_before_any_training(overrides: list[str], message: str):
     with pytest.raises(UserError, match=message) as caught:
-        prepared(*overrides)
+        whole.prepared(*QUICK, *overrides)
     assert "\n" not in str(caught.value)
