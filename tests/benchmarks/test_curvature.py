@@ -1,8 +1,6 @@
 """A product with the Hessian costs a few gradient steps, and its memory does not grow with the number of images."""
 
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -11,35 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lmc.evaluation.curvature import Hessian
+from lmc.evaluation.curvature import Hessian, top_eigenvalue
 from lmc.seeding import isolated
 from lmc.state import of_model
 from tests.analysis.subjects import data
+from tests.benchmarks.alone import peak_of
 from tests.benchmarks.test_evaluation import CASES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROUNDS, BATCH, IMAGES = 5, 125, {"resnet20": 250, "mlp": 2000}
 
-ALONE = """
-import resource, sys
-import torch
-from lmc.evaluation.curvature import Hessian, top_eigenvalue
-from lmc.seeding import isolated
-from lmc.state import of_model
-from tests.analysis.subjects import data
-from tests.benchmarks.test_evaluation import CASES
 
-torch.set_num_threads(1)
-architecture, shape, _, _ = CASES["resnet20"]
-with isolated(0, "init"):
-    model = architecture()
-dataset = data(shape, 10, 2000, 10)
-hessian = Hessian(model, of_model(model), dataset, dataset.train.first(int(sys.argv[1])), batch_size=50)
-top_eigenvalue(hessian.product, torch.ones(hessian.size), iterations=2)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-"""What is measured in a process of its own, since a process never forgets its peak."""
+def eigenvalue(images: int) -> None:
+    """Two iterations for the top eigenvalue on the first of 2,000 images."""
+    architecture, shape, _, _ = CASES["resnet20"]
+    with isolated(0, "init"):
+        model = architecture()
+    dataset = data(shape, 10, 2000, 10)
+    hessian = Hessian(model, of_model(model), dataset, dataset.train.first(images), batch_size=50)
+    top_eigenvalue(hessian.product, torch.ones(hessian.size), iterations=2)
 
 
 def clock(work: Callable[[], object]) -> float:
@@ -83,13 +72,7 @@ def test_a_product_over_plain_gradients(benchmark, name):
 def test_memory_does_not_grow_with_the_images(benchmark):
     """Two numbers of images of the same data set; eight times as many take the same memory, to 5 %."""
 
-    def peak(images: int) -> float:
-        found = subprocess.run(
-            [sys.executable, "-c", ALONE, str(images)], capture_output=True, text=True, check=True, timeout=600
-        )
-        return float(found.stdout)
-
-    few, many = peak(100), peak(800)
+    few, many = (peak_of(f"from {__name__} import eigenvalue; eigenvalue({images})") for images in (100, 800))
     benchmark.name = f"resnet20: eigenvalue on 100 images {few:.0f} MiB, on 800 images {many:.0f} MiB"
     benchmark.extra_info.update(few_mib=few, many_mib=many)
     benchmark.pedantic(lambda: None, rounds=1)
