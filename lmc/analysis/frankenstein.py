@@ -8,26 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import ClassVar, Literal
 
-from pydantic import PositiveInt
-
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
 from lmc.analysis.lines import (
     Barriers,
     Line,
+    OnLines,
     examples_of,
     findings,
-    measured_lines,
     permutation,
     refuse_soft,
     summary,
 )
 from lmc.errors import UserError
 from lmc.evaluation.layer_barrier import layer_sets, layers_of, partly_merged
-from lmc.evaluation.path import equal_grid
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 
-FILE = "lines.csv"
 _COLUMNS = ("aligned", "moment", "order", "layer", "layers")
 From = Literal["bottom", "top"]
 
@@ -56,7 +52,7 @@ class Mixed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frankenstein:
+class Frankenstein(OnLines):
     """Align networks that are put together from layers of two moments (Sharma et al. 2024).
 
     Some layers of both networks come from an early checkpoint, the others from the last one, and the permutation is
@@ -65,20 +61,18 @@ class Frankenstein:
 
     Args:
         orders: whether the early layers are those at the "bottom", next to the images, at the "top", or both in turn.
-        grid: number of equally spaced points on each line, odd, at least 3.
+        grid: see `OnLines`.
 
     Raises:
-        UserError: no order, or one of them twice, or an even grid, or one of less than 3 points.
+        UserError: no order, or one of them twice.
     """
 
-    files: ClassVar[tuple[str, ...]] = (FILE,)
     together: ClassVar[bool] = False
 
     orders: list[From] = field(default_factory=lambda: ["bottom", "top"])
-    grid: PositiveInt = 3
 
     def __post_init__(self) -> None:
-        equal_grid(self.grid)
+        super().__post_init__()
         if not self.orders or len(set(self.orders)) < len(self.orders):
             raise UserError(f"analysis.frankenstein.orders={self.orders}: give bottom, top, or both: [bottom,top]")
 
@@ -118,7 +112,7 @@ class Frankenstein:
             described.append(dict(zip(_COLUMNS, label, strict=True)))
         found: list[Finding] = []
         by_kind: dict[str, list[Barriers]] = {"aligned": [], "unaligned": []}
-        every = measured_lines(subject, self.grid, folder / FILE, _COLUMNS, lines, on_step)
+        every = self.measured(subject, folder, _COLUMNS, lines, on_step)
         for more, barriers in zip(described, every, strict=True):
             by_kind[str(more["aligned"])].append(barriers)
             found += findings("mixed_barrier", barriers, examples_of(subject), axis=subject.moments.axis, **more)

@@ -1,8 +1,11 @@
-"""Straight lines between many pairs of networks, each measured once and kept in a file as soon as it is."""
+"""Straight lines between many pairs of networks, each measured once and kept in a file as soon as it is measured."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import ClassVar
+
+from pydantic import PositiveInt
 
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
 from lmc.analysis.resumed import Key, resumed
@@ -33,38 +36,56 @@ class Line:
     ends: Callable[[], tuple[State, State]]
 
 
-def measured_lines(
-    subject: Subject, grid: int, file: FilePath, columns: Sequence[str], lines: Sequence[Line], on_step: OnStep
-) -> Iterator[Barriers]:
-    """Yield the barriers of one line after the other: the largest excess over the straight line between its ends.
-
-    What an earlier, killed attempt left in the file is not measured again.
+@dataclass(frozen=True, kw_only=True)
+class OnLines:
+    """What analyses have in common that measure straight lines between many pairs of networks.
 
     Args:
-        subject: gives the model, the images, and what is done to a network merged from two others.
         grid: number of equally spaced points on each line, odd, at least 3.
-        file: a CSV file of all points: `columns`, t, split, loss, accuracy, distance and examples.
-        columns: what the parts of a label are called.
-        lines: in the order in which they are measured.
-        on_step: called after each line with its test loss barrier.
+
+    Raises:
+        UserError: an even grid, or one of less than 3 points.
     """
-    points, splits = equal_grid(grid), list(subject.splits.images)
 
-    def compute(number: int) -> list[tuple[float | int, ...]]:
-        ends = lines[number].ends()
-        correction = subject.bind(ends)
-        raw = measure_at(subject.model, LinearPath(*ends), correction, subject.splits, points)
-        return [tuple(getattr(point, name) for name in _NUMBERS) for point in raw]
+    files: ClassVar[tuple[str, ...]] = ("lines.csv",)
 
-    steps = [[(*line.label, t, split) for t in points for split in splits] for line in lines]
-    for values in resumed(file, (*columns, "t", "split", *_NUMBERS), steps, compute):
-        found: dict[tuple[str, str], float] = {}
-        for place, split in enumerate(splits):
-            of_split = values[place :: len(splits)]
-            found[split, "loss"] = path_statistics(points, [loss for loss, *_ in of_split])["barrier"]
-            found[split, "error"] = path_statistics(points, [1 - accuracy for _, accuracy, *_ in of_split])["barrier"]
-        on_step({"barrier": found["test", "loss"]})
-        yield found
+    grid: PositiveInt = 3
+
+    def __post_init__(self) -> None:
+        equal_grid(self.grid)
+
+    def measured(
+        self, subject: Subject, folder: FilePath, columns: Sequence[str], lines: Sequence[Line], on_step: OnStep
+    ) -> Iterator[Barriers]:
+        """Yield the barriers of one line after the other: the largest excess over the straight line between its ends.
+
+        What an earlier, killed attempt left in the folder is not measured again.
+
+        Args:
+            subject: gives the model, the images, and what is done to a network merged from two others.
+            folder: lines.csv is written there, all points: `columns`, t, split, loss, accuracy, distance and examples.
+            columns: what the parts of a label are called.
+            lines: in the order in which they are measured.
+            on_step: called after each line with its test loss barrier.
+        """
+        points, splits = equal_grid(self.grid), list(subject.splits.images)
+
+        def compute(number: int) -> list[tuple[float | int, ...]]:
+            ends = lines[number].ends()
+            correction = subject.bind(ends)
+            raw = measure_at(subject.model, LinearPath(*ends), correction, subject.splits, points)
+            return [tuple(getattr(point, name) for name in _NUMBERS) for point in raw]
+
+        (file,) = self.files
+        steps = [[(*line.label, t, split) for t in points for split in splits] for line in lines]
+        for values in resumed(folder / file, (*columns, "t", "split", *_NUMBERS), steps, compute):
+            found: dict[tuple[str, str], float] = {}
+            for place, split in enumerate(splits):
+                losses, accuracies, *_ = zip(*values[place :: len(splits)], strict=True)
+                found[split, "loss"] = path_statistics(points, losses)["barrier"]
+                found[split, "error"] = path_statistics(points, [1 - accuracy for accuracy in accuracies])["barrier"]
+            on_step({"barrier": found["test", "loss"]})
+            yield found
 
 
 def findings(what: str, values: Barriers, examples: Mapping[str, int], **more: object) -> list[Finding]:

@@ -7,31 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import ClassVar
 
-from pydantic import PositiveInt
-
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
 from lmc.analysis.lines import (
     Barriers,
     Line,
+    OnLines,
     examples_of,
     findings,
-    measured_lines,
     permutation,
     refuse_soft,
     summary,
 )
 from lmc.errors import UserError
-from lmc.evaluation.path import equal_grid
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 
-FILE = "lines.csv"
 UNALIGNED = "none"
 """In place of the moment at which a permutation was found: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimultaneousConnectivity:
+class SimultaneousConnectivity(OnLines):
     """Try the permutation that is found at each moment at every moment (Sharma et al. 2024).
 
     Two sequences of networks (A_t), (B_t) are simultaneously connected if there is one permutation P such that
@@ -40,20 +36,10 @@ class SimultaneousConnectivity:
     alignment of the experiment finds a permutation at each of them; one that stacks checkpoints does from the first
     moment that has enough before it.
 
-    Args:
-        grid: number of equally spaced points on each line, odd, at least 3.
-
-    Raises:
-        UserError: an even grid, or one of less than 3 points.
+    The grid is that of `OnLines`.
     """
 
-    files: ClassVar[tuple[str, ...]] = (FILE,)
     together: ClassVar[bool] = False
-
-    grid: PositiveInt = 3
-
-    def __post_init__(self) -> None:
-        equal_grid(self.grid)
 
     def steps(self, setting: Setting) -> int:
         """Return the number of lines."""
@@ -94,7 +80,7 @@ class SimultaneousConnectivity:
         searched = range(subject.alignment.stacked, len(moments))
         lines = [line(last, place) for last in (None, *searched) for place in range(len(moments))]
         columns = ("found_at", "applied_at")
-        every = iter([*measured_lines(subject, self.grid, folder / FILE, columns, lines, on_step)])
+        every = iter([*self.measured(subject, folder, columns, lines, on_step)])
         unaligned = {at: next(every) for at in moments}
         tried = {moments[last]: {at: next(every) for at in moments} for last in searched}
         found = _of_moments(unaligned, examples, axis=axis)

@@ -8,20 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import ClassVar
 
-from pydantic import PositiveInt
-
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
-from lmc.analysis.lines import Barriers, Line, examples_of, findings, measured_lines, summary
+from lmc.analysis.lines import Barriers, Line, OnLines, examples_of, findings, summary
 from lmc.errors import UserError
-from lmc.evaluation.path import equal_grid
 from lmc.state import State
 
-FILE = "lines.csv"
 _KINDS = ("weak", "strong", "unaligned")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StrongConnectivity:
+class StrongConnectivity(OnLines):
     """Barriers of straight lines between networks that are all aligned to one of them (Sharma et al. 2024).
 
     Networks are weakly connected if for every two of them there is a permutation P with B(A, P B) <= epsilon; they are
@@ -29,20 +25,10 @@ class StrongConnectivity:
     two of them. With the first network as the reference the lines from it show the former, those between the others, in
     the frame of the first, the latter.
 
-    Args:
-        grid: number of equally spaced points on each line, odd, at least 3.
-
-    Raises:
-        UserError: an even grid, or one of less than 3 points.
+    The grid is that of `OnLines`.
     """
 
-    files: ClassVar[tuple[str, ...]] = (FILE,)
     together: ClassVar[bool] = True
-
-    grid: PositiveInt = 3
-
-    def __post_init__(self) -> None:
-        equal_grid(self.grid)
 
     def steps(self, setting: Setting) -> int:
         """Return the number of lines: of all pairs, aligned and as they are."""
@@ -74,7 +60,7 @@ class StrongConnectivity:
                 lines.append(Line(labels[-1], functools.partial(ends, networks, first, second)))
         found: dict[str, list[Barriers]] = {kind: [] for kind in _KINDS}
         single = []
-        every = measured_lines(subject, self.grid, folder / FILE, ("kind", "pair"), lines, on_step)
+        every = self.measured(subject, folder, ("kind", "pair"), lines, on_step)
         for (kind, pair), barriers in zip(labels, every, strict=True):
             found[kind].append(barriers)
             single += findings("line_barrier", barriers, examples, kind=kind, line=pair)

@@ -17,24 +17,22 @@ from lmc.analysis.base import Finding, OnStep, Setting, Subject
 from lmc.analysis.lines import (
     Barriers,
     Line,
+    OnLines,
     examples_of,
     findings,
-    measured_lines,
     permutation,
     refuse_soft,
     summary,
 )
 from lmc.errors import UserError
-from lmc.evaluation.path import equal_grid
 from lmc.state import State
 from lmc.symmetry.permutation import Permutation
 
-FILE = "lines.csv"
 Chain = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transitivity:
+class Transitivity(OnLines):
     """Align two networks by way of others, and measure the barrier between them (Sharma et al. 2024).
 
     If A is connected with B modulo a permutation P and B with C modulo Q, is A with C modulo P Q? Chains of different
@@ -44,21 +42,13 @@ class Transitivity:
     Args:
         longest: of the chains, in steps (Sharma et al.: 5); chains of all lengths from 1 to it are drawn.
         chains: at most so many of each length (Sharma et al.: 20); where there are no more, all.
-        grid: number of equally spaced points on each line, odd, at least 3.
-
-    Raises:
-        UserError: an even grid, or one of less than 3 points.
+        grid: see `OnLines`.
     """
 
-    files: ClassVar[tuple[str, ...]] = (FILE,)
     together: ClassVar[bool] = True
 
     longest: Annotated[int, Field(ge=2)] = 5
     chains: PositiveInt = 20
-    grid: PositiveInt = 3
-
-    def __post_init__(self) -> None:
-        equal_grid(self.grid)
 
     def steps(self, setting: Setting) -> int:
         """Return the number of lines, one for each chain."""
@@ -96,7 +86,7 @@ class Transitivity:
         ]
         found: list[Finding] = []
         by_length: dict[int, list[Barriers]] = {length: [] for length in chains}
-        every = measured_lines(subject, self.grid, folder / FILE, ("length", "chain"), lines, on_step)
+        every = self.measured(subject, folder, ("length", "chain"), lines, on_step)
         for line, barriers in zip(lines, every, strict=True):
             length, name = line.label
             by_length[int(length)].append(barriers)
