@@ -76,23 +76,20 @@ def fit(
     if training.attack is not None and isinstance(trainable, Composite):
         raise ValueError("a step that looks at several networks has not one that could be attacked")
     run = _Run.start(model, trainable, dataset, training, seed)
-
-    def origin_of(seed: int, part: Part) -> str:
-        made_of = {"seed": seed, "data": dataset.checksum, "training": _settings(training), **part.origin()}
-        return checkpoint.signature(made_of, trainable.tensors())
-
-    origin = origin_of(seed, part)
+    origin = run.origin(seed, part)
     folder.mkdir(parents=True, exist_ok=True)
     history = checkpoint.restore(folder, trainable, run.optimizer, origin)
     if part.after is not None and not history:
-        history = checkpoint.restore(part.after.folder, trainable, run.optimizer, origin_of(part.after.seed, _WHOLE))
+        earlier = run.origin(part.after.seed, _WHOLE)
+        history = checkpoint.restore(part.after.folder, trainable, run.optimizer, earlier)
     if history:
         log.info("continuing after epoch %d of %d", part.start + len(history), training.epochs)
     with (folder / HISTORY_FILE).open("w", encoding="utf-8") as file:
         for record in history:
             file.write(json.dumps(record) + "\n")
             on_epoch(record)
-        for epoch in range(part.start + len(history), training.epochs if part.stop is None else part.stop):
+        last = training.epochs if part.stop is None else part.stop
+        for epoch in range(part.start + len(history), last):
             record = run.epoch(epoch)
             history.append(record)
             file.write(json.dumps(record) + "\n")
@@ -137,6 +134,11 @@ class _Run:
         log.info("training on %s in %s", device, "bfloat16" if bfloat16 else "float32")
         optimizer = training.optimizer(parameters, 0.0 if trainable.decay_on_sample else training.weight_decay)
         return cls(network, trainable, optimizer, dataset, training, seed, device, bfloat16, channels_last)
+
+    def origin(self, seed: int, part: Part) -> str:
+        """What tells the checkpoints of this training, begun with `seed`, from those of others."""
+        made_of = {"seed": seed, "data": self.dataset.checksum, "training": _settings(self.training), **part.origin()}
+        return checkpoint.signature(made_of, self.trainable.tensors())
 
     def epoch(self, epoch: int) -> Record:
         """Train one epoch (counted from 0) and return its record.
