@@ -13,13 +13,8 @@ from pydantic import Field, PositiveInt
 
 from lmc.analysis.base import Finding, OnStep, Setting, Subject
 from lmc.evaluation.along_curve import observable
-from lmc.evaluation.representation_similarity import (
-    Similarities,
-    Spatial,
-    layer_passes,
-    layer_similarities,
-    layers_of,
-)
+from lmc.evaluation.representation_layers import layers_of
+from lmc.evaluation.representation_similarity import Similarities, Spatial, layer_passes, layer_similarities
 from lmc.state import of_model
 
 LAYERS_FILE = "layers.csv"

@@ -17,7 +17,8 @@ from lmc.alignment.similarity.correlation import PairMoments
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
 from lmc.evaluation.along_curve import observable
-from lmc.seeding import generator
+from lmc.evaluation.covariance_similarity import Similarity, similarity
+from lmc.evaluation.representation_layers import Layer, layers_of
 from lmc.state import State, to_device
 from lmc.symmetry.activations import Probe
 from lmc.symmetry.structure import Symmetry
@@ -25,49 +26,6 @@ from lmc.symmetry.structure import Symmetry
 Spatial = Literal["positions", "mean"]
 _BYTES = 8
 _GIB = 2**30
-_CHANGED = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """Units that are seen together: a value of the network, behind a nonlinearity.
-
-    Attributes:
-        name: of the last group that is seen there, with the place if that does not say which layer it is.
-        place: the name of the value in the traced graph.
-        groups: the groups of units that are seen in it.
-        units: how many units they are.
-        positions: samples of one image: positions of the feature map, tokens.
-        repeated: how many times the images come one after the other among the samples; 1 where all samples of an image
-            are together.
-    """
-
-    name: str
-    place: str
-    groups: tuple[str, ...]
-    units: int
-    positions: int
-    repeated: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Similarity:
-    """How alike two networks are at the same layer.
-
-    Attributes:
-        cka: linear centred kernel alignment (Kornblith et al. 2019), in [0, 1].
-        svcca: mean canonical correlation of the leading principal components (Raghu et al. 2017), in [0, 1].
-        svcca_squared: the mean of the squares of these correlations.
-        procrustes: 1 - d/2, with d the squared orthogonal Procrustes distance of the centred representations of unit
-            norm (Ding et al. 2021), in [0, 1].
-        components: how many principal components of each network were kept for the SVCCA.
-    """
-
-    cka: float
-    svcca: float
-    svcca_squared: float
-    procrustes: float
-    components: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,135 +53,6 @@ class Similarities:
         Kornblith et al.'s sanity check (section 6.1): of two networks that differ in the seed, it should be all.
         """
         return (self.cka.argmax(1) == torch.arange(len(self.cka))).double().mean().item()
-
-
-def linear_cka(fixed: Tensor, moving: Tensor, cross: Tensor) -> float:
-    """Return the linear CKA ||Sxy||_F^2 / (||Sxx||_F ||Syy||_F) (Kornblith et al. 2019, eq. 5); 0 if one is constant.
-
-    Args:
-        fixed: (p, p) covariance Sxx of the first representation, or sums of products.
-        moving: (q, q) Syy of the second.
-        cross: (p, q) Sxy.
-    """
-    norm = torch.linalg.matrix_norm(fixed) * torch.linalg.matrix_norm(moving)
-    return (torch.linalg.matrix_norm(cross).square() / norm).item() if norm > 0 else 0.0
-
-
-def procrustes_similarity(fixed: Tensor, moving: Tensor, cross: Tensor) -> float:
-    """Return ||Sxy||_* / sqrt(tr Sxx tr Syy), the nuclear norm in shares of its bound; 0 if one is constant.
-
-    It is 1 - d/2 with the squared distance d = min_Q ||X Q - Y||_F^2 over orthogonal Q, of centred X and Y of Frobenius
-    norm 1 (Ding et al. 2021, eq. 3; with zeros for missing units where p and q differ). Arguments as for `linear_cka`.
-    """
-    norm = (fixed.trace() * moving.trace()).sqrt()
-    return (torch.linalg.matrix_norm(cross, "nuc") / norm).clamp(max=1).item() if norm > 0 else 0.0
-
-
-def canonical_correlations(
-    fixed: Tensor, moving: Tensor, cross: Tensor, variance: float = 0.99
-) -> tuple[Tensor, tuple[int, int]]:
-    """Return the canonical correlations of the leading principal components of two representations (SVCCA).
-
-    Of each representation the fewest principal components that hold the share `variance` of its variance are kept
-    (Raghu et al. 2017, section 2); 1 keeps all that are not constant to working precision, which is plain CCA.
-
-    Args:
-        fixed, moving, cross: as for `linear_cka`.
-        variance: in (0, 1].
-
-    Returns:
-        (k,) float64 with k the smaller number of components, largest first; and the numbers of components kept.
-    """
-    ours, theirs = _whitening(fixed, variance), _whitening(moving, variance)
-    kept = (ours.shape[1], theirs.shape[1])
-    if not min(kept):
-        return cross.new_zeros(0), kept
-    return torch.linalg.svdvals(ours.T @ cross @ theirs).clamp(max=1), kept
-
-
-def _whitening(covariance: Tensor, variance: float) -> Tensor:
-    """(p, k) the leading principal directions, divided by the standard deviation along them."""
-    rising, vectors = torch.linalg.eigh(covariance)
-    values: Tensor = rising.flip(-1)
-    live = values > len(values) * torch.finfo(values.dtype).eps * values[0]
-    held = values.clamp(min=0).cumsum(0)
-    # A component is needed while those before it hold less than the share.
-    needed = live & ((held - values.clamp(min=0)) < variance * held[-1])
-    leading: Tensor = vectors.flip(-1)[:, needed]
-    return leading * values[needed].rsqrt()
-
-
-def similarity(fixed: Tensor, moving: Tensor, cross: Tensor, *, variance: float = 0.99) -> Similarity:
-    """Return all similarities of two representations; arguments as for `canonical_correlations`."""
-    correlations, components = canonical_correlations(fixed, moving, cross, variance)
-    found = correlations if len(correlations) else cross.new_zeros(1)
-    return Similarity(
-        cka=linear_cka(fixed, moving, cross),
-        svcca=found.mean().item(),
-        svcca_squared=found.square().mean().item(),
-        procrustes=procrustes_similarity(fixed, moving, cross),
-        components=components,
-    )
-
-
-def layers_of(model: nn.Module, symmetry: Symmetry, network: State, dataset: Dataset) -> list[Layer]:
-    """Return the layers whose units are compared, in the order of the network.
-
-    A value of the network behind a nonlinearity is a layer, with the units of all groups that are seen in it (the
-    channels of a dense connection). Units that are seen with other numbers of samples than the others (packed queries,
-    keys and values) are a layer of their own.
-
-    Args:
-        model: the architecture; never changed.
-        symmetry: of the architecture.
-        network: tensors of the architecture.
-        dataset: gives the shape and the device of the images.
-
-    Raises:
-        UserError: no unit can be observed.
-    """
-    device = dataset.train.images.device
-    probe = Probe(model, symmetry, "post", observable(symmetry))
-    state = to_device(network, device)
-    noise = torch.randn(3, *dataset.input_shape, generator=generator(0, "layers")).to(device)
-    seen: dict[tuple[str, int], list[tuple[str, Tensor, Tensor]]] = {}
-    for (group, place, (same,)), (_, _, (other,)) in zip(
-        probe([state], noise[[0, 1]]), probe([state], noise[[0, 2]]), strict=True
-    ):
-        seen.setdefault((place, same.shape[1] // 2), []).append((group, same, other))
-    last = [found[-1][0] for found in seen.values()]
-    layers = []
-    for (place, positions), found in seen.items():
-        group = found[-1][0]
-        layers.append(
-            Layer(
-                name=group if last.count(group) == 1 else f"{group} ({place})",
-                place=place,
-                groups=tuple(name for name, *_ in found),
-                units=sum(len(values) for _, values, _ in found),
-                positions=positions,
-                repeated=_repeated(*(torch.cat(values) for values in list(zip(*found, strict=True))[1:])),
-            )
-        )
-    return layers
-
-
-def _repeated(same: Tensor, other: Tensor) -> int:
-    """How often the images come one after the other among the samples of two batches that differ in the second image.
-
-    The samples of the first image are those that stay: the smallest number for which all of them do.
-
-    Args:
-        same: (units, 2 positions) of the images 0 and 1.
-        other: (units, 2 positions) of the images 0 and 2.
-    """
-    change = (same - other).abs().amax(0)
-    changed = change > _CHANGED * change.max()
-    positions = len(changed) // 2
-    for times in (n for n in range(1, positions + 1) if positions % n == 0):
-        if not changed.reshape(times, 2, -1)[:, 0].any():
-            return times
-    raise ValueError("the outputs of an image depend on the other images of its batch")
 
 
 class _Block:

@@ -10,7 +10,7 @@ from lmc.analysis.base import Subject
 from lmc.analysis.convergent_learning import ConvergentLearning
 from lmc.analysis.representation_similarity import RepresentationSimilarity
 from lmc.architecture.vgg import VGG
-from lmc.evaluation.representation_similarity import layers_of
+from lmc.evaluation.representation_layers import layers_of
 from lmc.seeding import isolated
 from lmc.state import of_model
 from tests.analysis.subjects import data, subject

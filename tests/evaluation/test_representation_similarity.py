@@ -10,15 +10,9 @@ from torch import Tensor, nn
 
 from lmc.dataset.images import Dataset
 from lmc.errors import UserError
-from lmc.evaluation.representation_similarity import (
-    Layer,
-    Similarity,
-    canonical_correlations,
-    layer_passes,
-    layer_similarities,
-    layers_of,
-    similarity,
-)
+from lmc.evaluation.covariance_similarity import Similarity, canonical_correlations, similarity
+from lmc.evaluation.representation_layers import Layer, layers_of
+from lmc.evaluation.representation_similarity import layer_passes, layer_similarities
 from lmc.seeding import generator, isolated
 from lmc.state import of_model
 from lmc.symmetry.discover import discover
