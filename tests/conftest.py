@@ -19,6 +19,12 @@ def conf() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _the_same_draws_in_any_order() -> None:
+    """Networks that a test makes by their constructors alone are the same whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _no_keys_and_no_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests neither reach Weights & Biases nor write outside their own folder, whatever the environment says."""
     for name in [name for name in os.environ if name.startswith(("WANDB_", "LMC_")) and name != "LMC_TEST_DATA"]:

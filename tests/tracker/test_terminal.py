@@ -1,7 +1,9 @@
+import contextlib
 import io
 import logging
 import os
 import pty
+import threading
 
 import pytest
 
@@ -33,14 +35,24 @@ def test_a_stage_that_fails_is_not_told_as_ended(caplog):
 
 
 def on_a_terminal(action) -> str:
-    """What `action(stream)` shows on a pseudo-terminal."""
+    """What `action(stream)` shows on a pseudo-terminal, read until its end: one read returns what has arrived by then."""
     ours, theirs = pty.openpty()
-    with open(theirs, "w", encoding="utf-8") as stream:
-        action(stream)
-        stream.flush()
-        shown = os.read(ours, 1 << 20).decode()
-    os.close(ours)
-    return shown
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # Linux reports the end of a pseudo-terminal so
+            while part := os.read(ours, 1 << 16):
+                shown.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with open(theirs, "w", encoding="utf-8") as stream:
+            action(stream)
+    finally:
+        reader.join(timeout=60)
+        os.close(ours)
+    return b"".join(shown).decode()
 
 
 def test_on_a_terminal_a_stage_is_a_bar(caplog, monkeypatch):
