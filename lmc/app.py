@@ -40,6 +40,7 @@ def experiment(settings: dict[str, Any]) -> None:
     """Measure, write and draw the results, and mirror them to the tracker."""
     from lmc import pipeline, results
     from lmc.plan import prepare
+    from lmc.provenance import hardware, provenance
     from lmc.report.run import write_run
 
     hydra_config = HydraConfig.get()
@@ -66,7 +67,8 @@ def experiment(settings: dict[str, Any]) -> None:
         run.path(found.points)
         for figure in report.figures:
             run.figure(figure.stem, figure)
-        results.write_summary(folder / results.SUMMARY_FILE, settings, choices, found.rows)
+        made = {**provenance(), "hardware": hardware(str(plan.device)), "artifacts": plan.costs}
+        results.write_summary(folder / results.SUMMARY_FILE, settings, choices, found.rows, made)
     log.info("%s", report.table)
     log.info("plot: %s", folder / "barrier.png")
     log.info("numbers: %s", folder / results.RESULTS_FILE)

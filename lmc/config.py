@@ -30,6 +30,28 @@ class StoreConfig:
 
 
 @dataclass
+class TableConfig:
+    """What an experiment file says of its table; `lmc.experiment.table` reads and checks it.
+
+    `only`, `job` and `changed` are not the file's: which rows and columns are wanted, which job of the table this one is,
+    and what the command line changed of the experiment.
+    """
+
+    title: str = ""
+    paper: str = ""
+    source: str = ""
+    rows: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    exceptions: list[Any] = field(default_factory=list)
+    quick: list[str] = field(default_factory=list)
+    smoke: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    job: str | None = None
+    changed: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """The root of the configuration; groups are checked against the signature of their `_target_`."""
 
@@ -48,6 +70,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     store: StoreConfig = field(default_factory=StoreConfig)
+    table: TableConfig | None = None
 
 
 def conf_dir() -> str:

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Plan:
         training, endpoints, merge, statistics, evaluation: the chosen options.
         analyses: the chosen options of a group that may have many, by name.
         setting: what the analyses know before anything is trained.
+        used: the artifacts that were made or found, by key.
     """
 
     settings: Mapping[str, Any]
@@ -73,6 +74,7 @@ class Plan:
     evaluation: PathEvaluation
     analyses: Mapping[str, Analysis]
     setting: Setting
+    used: dict[str, Artifact] = field(default_factory=dict)
 
     def identity(self, group: str) -> dict[str, Any]:
         """Return what the chosen option of `group` contributes to a key."""
@@ -86,9 +88,15 @@ class Plan:
         self, stage: str, made_of: Mapping[str, Any], parents: Sequence[str], make: Callable[[Path], None]
     ) -> Artifact:
         """Return the artifact of a stage, from the store or freshly made."""
-        return self.store.get_or_make(
-            stage, stage_key(stage, made_of, parents), make, settings=made_of, parents=parents, device=str(self.device)
-        )
+        key = stage_key(stage, made_of, parents)
+        artifact = self.store.get_or_make(stage, key, make, settings=made_of, parents=parents, device=str(self.device))
+        self.used[key] = artifact
+        return artifact
+
+    @property
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Seconds that it took to make each artifact that was used, whenever that was, and its stage, by key."""
+        return {key: {"stage": one.stage, "seconds": one.record["seconds"]} for key, one in self.used.items()}
 
 
 def stage_key(stage: str, made_of: Mapping[str, Any], parents: Sequence[str]) -> str:

@@ -285,7 +285,9 @@ def read_matchings(folder: Path) -> dict[tuple[int, ...], dict[str, NDArray[np.i
     return found
 
 
-def write_summary(path: Path, settings: Mapping[str, Any], choices: Mapping[str, str], rows: Sequence[Row]) -> None:
+def write_summary(
+    path: Path, settings: Mapping[str, Any], choices: Mapping[str, str], rows: Sequence[Row], made: Mapping[str, Any]
+) -> None:
     """Write a run as one JSON document; written last, it marks a run that ended well.
 
     Args:
@@ -293,8 +295,9 @@ def write_summary(path: Path, settings: Mapping[str, Any], choices: Mapping[str,
         settings: the resolved configuration, nested.
         choices: config group to the name of the chosen option ("alignment": "weight_matching").
         rows: every row of results.jsonl.
+        made: versions, commit, hardware, and the seconds that each artifact took.
     """
-    document = {"settings": settings, "choices": choices, "rows": [row.as_dict() for row in rows]}
+    document = {"settings": settings, "choices": choices, "made": made, "rows": [row.as_dict() for row in rows]}
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

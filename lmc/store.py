@@ -12,25 +12,21 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lmc.errors import UserError, refusal
+from lmc.provenance import provenance
 
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
-_RECORDED_PACKAGES = ("lmc", "torch", "torchvision", "numpy", "scipy")
 
 
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
@@ -152,7 +148,7 @@ class Store:
                     "seconds": round(time.perf_counter() - start, 3),
                     "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "device": device,
-                    **_provenance(),
+                    **provenance(),
                 }
                 return self._publish(stage, key, partial, record)
 
@@ -207,21 +203,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@cache
-def _provenance() -> dict[str, Any]:
-    versions = {name: metadata.version(name) for name in _RECORDED_PACKAGES}
-    return {"versions": {"python": platform.python_version(), **versions}, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The commit of a source checkout of lmc, or None for an installed copy."""
-    checkout = Path(__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

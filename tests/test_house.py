@@ -9,9 +9,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lmc"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config"), 0),
+    **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config", "measures", "provenance"), 0),
     **dict.fromkeys(("dataset", "architecture"), 0),
-    **dict.fromkeys(("training", "symmetry"), 1),
+    **dict.fromkeys(("training", "symmetry", "experiment"), 1),
     **dict.fromkeys(("curve", "statistics"), 2),
     **dict.fromkeys(("alignment",), 3),
     **dict.fromkeys(("endpoints", "merge", "evaluation", "tracker"), 4),
@@ -22,7 +22,7 @@ FLOORS = {
     **dict.fromkeys(("app",), 9),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.
-VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results"}
+VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results", "provenance"}
 # The public face gathers from every floor; nothing below imports it.
 FACE = {"__init__", "library"}
 

@@ -9,7 +9,7 @@ from lmc.report.runs import FinishedRun
 
 ABSENT = "–"
 # What never makes a setting of its own: the repetitions, and what cannot change a result.
-_LEFT_OUT = frozenset({"seeds", "seed", "device", "store", "tracker", "hydra"})
+_LEFT_OUT = frozenset({"seeds", "seed", "device", "store", "tracker", "hydra", "table"})
 _SHOWN_ALWAYS = ("dataset", "architecture", "alignment", "curve")
 
 

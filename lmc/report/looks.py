@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import NamedTuple
 
+from lmc.report.estimates import Estimate, of_values
 from lmc.report.grouping import Setting
-from lmc.report.measures import Estimate, of_values
 from lmc.report.text import as_text
 from lmc.results import ANALYSIS, Row
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from lmc.measures import Measure
 from lmc.report.agreement import Agreements
 from lmc.report.chart import Curve, chart, style_of
+from lmc.report.estimates import Estimate
 from lmc.report.lines import Line
 from lmc.report.looks import Look, SweepLooks, shown
-from lmc.report.measures import Estimate, Measure
+from lmc.report.paper import PaperTable
+from lmc.report.paper_page import paper_sections
 from lmc.report.planes import MeasuredPlane
 from lmc.report.surfaces import surfaces
 from lmc.report.tables import SweepTable, percent
@@ -26,6 +29,7 @@ Named = Sequence[tuple[str, Mapping[tuple[str, str], Line]]]
 
 
 def page(
+    papers: Sequence[PaperTable],
     table: SweepTable,
     named: Named,
     planes: Sequence[tuple[str, MeasuredPlane]],
@@ -37,6 +41,7 @@ def page(
     """Return the page as text.
 
     Args:
+        papers: tables of papers that the runs belong to.
         table: the numbers.
         named: label and curves of each setting, in the order of the table's rows.
         planes: label and values of each measured plane.
@@ -49,6 +54,7 @@ def page(
     runs = sum(len(setting.runs) for setting in table.settings)
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         summary=f"{_count(runs, 'run')}, {_count(len(table.settings), 'setting')}, {_count(sum(table.pairs), 'pair')}",
+        papers=paper_sections(papers),
         loss_chart=chart(curves, "loss", 1.0, "loss (nats)"),
         accuracy_chart=chart(curves, "accuracy", 100.0, "accuracy (%)"),
         legend="\n".join(_legend_entry(number, label) for number, (label, _) in enumerate(named)),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from lmc.errors import UserError
 from lmc.report.contours import plane_figure
 from lmc.report.convergence import convergence_figures
+from lmc.report.estimates import of_values
 from lmc.report.figures import run_figure, save, variance_figure
 from lmc.report.layers import LAYER_BARRIER, layers_figure
 from lmc.report.lines import lines
 from lmc.report.looks import looks_table
-from lmc.report.measures import of_values
 from lmc.report.moments import moments, moments_figure
 from lmc.report.planes import plane_files, read_plane
 from lmc.report.runs import read_whole_path

@@ -45,6 +45,7 @@ class FinishedRun:
         matchings: pair of networks to group to (units,), which unit of the moving network is matched with each of the
             fixed one; only of pairs that are joined by a permutation.
         planes: the measured planes.
+        made: versions, commit, hardware, and the seconds that each artifact took; empty in runs of older versions.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class FinishedRun:
     points: Sequence[PathPoint]
     matchings: Mapping[tuple[int, ...], Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
     planes: Sequence[MeasuredPlane] = ()
+    made: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _overrides(folder: Path) -> str:
 
 
 def _read(folder: Path, problems: list[str]) -> FinishedRun:
-    settings, choices, promised = _read_summary(folder / SUMMARY_FILE)
+    settings, choices, made, promised = _read_summary(folder / SUMMARY_FILE)
     results = folder / RESULTS_FILE
     if not results.is_file():
         raise UserError(f"{results}: is missing; run the experiment again")
@@ -149,6 +151,7 @@ def _read(folder: Path, problems: list[str]) -> FinishedRun:
         points=points,
         matchings=matchings,
         planes=planes,
+        made=made,
     )
 
 
@@ -168,11 +171,11 @@ def read_whole_path(path: Path) -> list[PathPoint]:
     return points
 
 
-def _read_summary(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str], int]:
+def _read_summary(path: Path) -> tuple[Mapping[str, Any], Mapping[str, str], Mapping[str, Any], int]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         choices = {_place(group): str(name) for group, name in document["choices"].items() if name is not None}
-        return dict(document["settings"]), choices, len(document["rows"])
+        return dict(document["settings"]), choices, dict(document.get("made", {})), len(document["rows"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not a whole summary ({error.msg}); run it again") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

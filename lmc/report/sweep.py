@@ -10,6 +10,8 @@ from lmc.report.grouping import Setting
 from lmc.report.lines import Line, lines
 from lmc.report.looks import SweepLooks, comma_separated_looks, markdown_looks, sweep_looks
 from lmc.report.page import AGREEMENT, LOOKS, page
+from lmc.report.paper import PaperTable, paper_tables
+from lmc.report.paper_texts import comma_separated_papers, latex_paper, markdown_paper, plain_paper
 from lmc.report.planes import MeasuredPlane
 from lmc.report.runs import collect
 from lmc.report.tables import SweepTable, comma_separated, latex, markdown, markdown_matrix, plain, tabulate
@@ -35,7 +37,8 @@ DEFINITIONS = (
 def write_sweep(folders: Sequence[Path], out: Path) -> str:
     """Write report.md, report.csv, report.tex, report.html and the figures paths and trend (.png, .svg) into `out`.
 
-    What analyses found is in looks.csv too, if there were any.
+    What analyses found is in looks.csv too, if there were any; a paper's table, with the published numbers beside ours, is
+    the first in all of them, and in table.csv.
 
     Args:
         folders: searched, with everything below them, for run folders. Runs that differ only in their seeds, the
@@ -54,6 +57,8 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
         more = "".join(f"; {problem}" for problem in found.problems[:1])
         raise UserError(f"no finished run below {names}{more}; run the experiment, or give another folder")
     out.mkdir(parents=True, exist_ok=True)
+    papers, wrong = paper_tables(found.runs)
+    problems = [*found.problems, *wrong]
     table = tabulate(with_agreement(found.runs))
     looks = sweep_looks(table.settings)
     against = trend(table, looks)
@@ -62,23 +67,27 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
     named = [(setting.label, own) for setting, own in zip(table.settings, curves, strict=True)]
     files = {
         "report.md": _markdown_report(
+            papers,
             table,
             looks,
             agreements,
-            found.problems,
+            problems,
             [*([FIGURE_STEM] if any(curves) else []), *([TREND_STEM] if against else [])],
         ),
         "report.csv": comma_separated(table),
-        "report.tex": latex(table),
-        "report.html": page(table, named, _planes(table.settings), looks, agreements, found.problems, DEFINITIONS),
+        "report.tex": "\n".join([*map(latex_paper, papers), latex(table)]),
+        "report.html": page(papers, table, named, _planes(table.settings), looks, agreements, problems, DEFINITIONS),
     }
+    if papers:
+        files["table.csv"] = comma_separated_papers(papers)
     if looks.looks:
         files["looks.csv"] = comma_separated_looks(looks, table.columns, table.settings)
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     drawn = _draw(table.settings, curves, out) + _draw_trend(against, out)
-    missing = [f"missing: {problem}" for problem in found.problems]
-    return "\n".join([plain(table), *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
+    missing = [f"missing: {problem}" for problem in problems]
+    shown = [*map(plain_paper, papers)] or [plain(table)]
+    return "\n".join([*shown, *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
 
 
 def _planes(settings: Sequence[Setting]) -> list[tuple[str, MeasuredPlane]]:
@@ -107,13 +116,20 @@ def _draw_trend(against: Trend | None, out: Path) -> str:
 
 
 def _markdown_report(
+    papers: Sequence[PaperTable],
     table: SweepTable,
     looks: SweepLooks,
     agreements: Agreements | None,
     problems: Sequence[str],
     figures: Sequence[str],
 ) -> str:
-    parts = ["# Report", markdown(table), "\n".join(f"- {line}" for line in DEFINITIONS)]
+    parts = [
+        "# Report",
+        *map(markdown_paper, papers),
+        *(["## All settings"] if papers else []),
+        markdown(table),
+        "\n".join(f"- {line}" for line in DEFINITIONS),
+    ]
     parts += [f"![{_FIGURES[stem]}]({stem}.png)" for stem in figures]
     if looks.looks:
         parts.append(f"## {LOOKS}\n\n{markdown_looks(looks, [setting.label for setting in table.settings])}")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
+from lmc.measures import MEASURES, Measure
 from lmc.report.agreement import Agreements
+from lmc.report.estimates import Estimate, estimate, pairs, written
 from lmc.report.grouping import Setting, group
-from lmc.report.measures import MEASURES, Estimate, Measure, estimate, pairs, written
 from lmc.report.runs import FinishedRun
 from lmc.report.text import as_text
 
@@ -44,7 +45,7 @@ class SweepTable:
 def tabulate(runs: Sequence[FinishedRun]) -> SweepTable:
     """Group `runs` by setting and take mean and deviation of every measure."""
     columns, settings = group(runs)
-    found = {measure: [estimate(measure, setting) for setting in settings] for measure in MEASURES}
+    found = {measure: [estimate(measure, setting.runs) for setting in settings] for measure in MEASURES}
     measures = [measure for measure in MEASURES if any(value is not None for value in found[measure])]
     estimates = [[found[measure][row] for measure in measures] for row in range(len(settings))]
     return SweepTable(columns, settings, [pairs(setting) for setting in settings], measures, estimates)

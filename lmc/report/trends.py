@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lmc.measures import TREND_MEASURES
+from lmc.report.estimates import Estimate, estimate
 from lmc.report.figures import COLUMN_INCHES, GREY, PALETTE, STYLE
 from lmc.report.grouping import label_of
 from lmc.report.looks import Look, SweepLooks
-from lmc.report.measures import TREND_MEASURES, Estimate, estimate
 from lmc.report.tables import SweepTable
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def trend(table: SweepTable, looks: SweepLooks) -> Trend | None:
     for row, setting in enumerate(table.settings):
         x = float(setting.values[place])
         others = label_of(setting.values[:place] + setting.values[place + 1 :])
-        found = {measure.path or measure.name: estimate(measure, setting) for measure in TREND_MEASURES}
+        found = {measure.path or measure.name: estimate(measure, setting.runs) for measure in TREND_MEASURES}
         for look, estimates in zip(looks.looks, looks.estimates, strict=True):
             if _is_drawn(look):
                 found[f"{look.analysis}: {look.what}".replace("_", " ")] = estimates[row]

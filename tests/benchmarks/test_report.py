@@ -31,7 +31,7 @@ def large_sweep(tmp_path: Path) -> Path:
         write_rows(folder / "results.jsonl", rows)
         write_path(folder / "path.csv", points)
         own = json.loads(json.dumps(settings)) | {"training": {"epochs": job // 5}, "seeds": [job, job + 1]}
-        write_summary(folder / "summary.json", own, {"alignment": "none"}, rows)
+        write_summary(folder / "summary.json", own, {"alignment": "none"}, rows, {})
     return tmp_path
 
 

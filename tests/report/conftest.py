@@ -68,7 +68,7 @@ def _run(
     write_path(folder / "path.csv", points)
     if finished:
         document = {"seeds": list(seeds), "device": "cpu", "store": {"root": str(folder)}, **(settings or {})}
-        write_summary(folder / "summary.json", document, dict(choices or {}), rows)  # type: ignore[arg-type]  # None is "no option"
+        write_summary(folder / "summary.json", document, dict(choices or {}), rows, {})  # type: ignore[arg-type]  # None is "no option"
     return folder
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from lmc.measures import MEASURES
 from lmc.report.looks import looks_table
-from lmc.report.measures import MEASURES
 from lmc.report.run import run_table
 from lmc.results import Row
 

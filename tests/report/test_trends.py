@@ -30,7 +30,7 @@ def run_of(make_run: Any, folder: Path, width: str, alignment: str = "weight_mat
         rows.append(Row(what="strong_mean_barrier", metric="loss", value=factor * STRONG[width], more=more, **of))
         rows.append(Row(what="line_barrier", metric="loss", value=9.0, more={**more, "line": "1-2"}, **of))
     write_rows(folder / "results.jsonl", rows)
-    write_summary(folder / "summary.json", {"seeds": [0, 1, 2], **settings}, choices, rows)
+    write_summary(folder / "summary.json", {"seeds": [0, 1, 2], **settings}, choices, rows, {})
 
 
 @pytest.fixture

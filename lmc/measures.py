@@ -1,12 +1,9 @@
-"""The numbers of a report: which rows they come from, their mean and spread, and how they are written."""
+"""Which rows of the results make a number of a table, and how it is written."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmc.report.grouping import Setting
-from lmc.results import ANALYSIS, Row, mean_and_deviation
+from lmc.results import ANALYSIS, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +16,8 @@ class Measure:
         label: its own heading.
         unit: unit of the value as shown.
         what, path, split, metric: the rows it comes from (None: any).
+        analysis: the analysis that found them; None: none did.
+        more: what else the rows say of themselves, as pairs of name and value.
         complement: it is 1 - value (an accuracy from an error).
         scale: factor from the value to what is shown (100 for %).
         digits: digits shown after the point.
@@ -33,6 +32,8 @@ class Measure:
     path: str | None = None
     split: str | None = None
     metric: str
+    analysis: str | None = None
+    more: tuple[tuple[str, Any], ...] = ()
     complement: bool = False
     scale: float = 1.0
     digits: int = 3
@@ -49,27 +50,19 @@ class Measure:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def fits(self, row: Row) -> bool:
-        """Tell whether `row` is one of the values of this column; what analyses find never is, whatever its name."""
+        """Tell whether `row` is one of the values of this column; what analyses find must be asked for by name."""
         return (
-            ANALYSIS not in row.more
+            row.more.get(ANALYSIS) == self.analysis
             and row.what == self.what
             and row.metric == self.metric
             and self.path in (None, row.path)
             and self.split in (None, row.split)
+            and all(row.more.get(name) == value for name, value in self.more)
         )
 
     def shown(self, value: float) -> str:
         """Return `value` as it is printed, without its unit."""
         return f"{value * self.scale:.{self.digits}f}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean and sample standard deviation of `count` values; the deviation of one value is NaN."""
-
-    mean: float
-    deviation: float
-    count: int
 
 
 def _barrier(path: str, split: str, metric: str, what: str = "barrier", group: str = "") -> Measure:
@@ -143,34 +136,3 @@ MEASURES = (
 
 TREND_MEASURES = tuple(_barrier(path, "test", "loss") for path in ("unaligned", "aligned"))
 """What is drawn against a setting that is a number."""
-
-
-def estimate(measure: Measure, setting: Setting) -> Estimate | None:
-    """Return the mean over all networks or pairs of a setting; None if it was not measured.
-
-    A number that several runs share (an endpoint in two pairs, a run that was started twice) counts once.
-    """
-    values: dict[tuple[tuple[int, ...], str], float] = {}
-    for run in setting.runs:
-        for row in run.rows:
-            if measure.fits(row):
-                values[row.pair, row.key] = 1 - row.value if measure.complement else row.value
-    return of_values(list(values.values()))
-
-
-def of_values(values: Sequence[float]) -> Estimate | None:
-    """Return the estimate of plain numbers; None if there are none."""
-    return Estimate(*mean_and_deviation(values), len(values)) if values else None
-
-
-def pairs(setting: Setting) -> int:
-    """Return how many pairs of networks a setting was measured on."""
-    return len({(row.pair, row.key) for run in setting.runs for row in run.rows if MEASURES[0].fits(row)})
-
-
-def written(measure: Measure, value: Estimate | None, plus_minus: str = "±", absent: str = "–") -> str:
-    """Return "mean ± deviation" as printed, or the mean alone if there is no deviation."""
-    if value is None:
-        return absent
-    mean = measure.shown(value.mean)
-    return mean if math.isnan(value.deviation) else f"{mean} {plus_minus} {measure.shown(value.deviation)}"

@@ -1,0 +1,50 @@
+"""The jobs of a sweep, as lists of overrides."""
+
+import logging
+from collections.abc import Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from omegaconf import DictConfig, OmegaConf
+
+from lmc.errors import UserError
+from lmc.experiment.jobs import changes, chosen_jobs, parse
+from lmc.experiment.table import read_table
+
+log = logging.getLogger(__name__)
+
+
+def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str]) -> list[list[str]] | None:
+    """Return the overrides of every job of the experiment's table; None if the experiment has no table.
+
+    Args:
+        composed: the configuration of the sweep, with the node `hydra`.
+        params: what the sweep repeats, as overrides: the settings of the sweeper.
+        arguments: the command line.
+
+    Raises:
+        UserError: the table cannot be used, or the command line leaves nothing of it.
+    """
+    choices = composed.hydra.runtime.choices
+    name, budget = choices.get("experiment"), choices.get("budget")
+    node = OmegaConf.to_container(composed.table, resolve=True) if composed.table is not None else None
+    assert node is None or isinstance(node, dict)
+    table = read_table({str(key): value for key, value in node.items()} if node else None, name)
+    if table is None:
+        return None
+    for problem in table.problems:
+        log.warning("%s", problem)
+    chosen, for_all = chosen_jobs(table, node["only"] if node else (), budget, arguments)
+    if not chosen:
+        raise UserError(f"experiment={name}: nothing of the table is left to be done; choose other rows or columns")
+    changed = changes(table, arguments)
+    marks = [f"table.changed=[{','.join(map(_quoted, changed))}]"] if changed else []
+    jobs: list[list[str]] = []
+    for job in chosen:
+        lines = [*params, *job.overrides, *for_all, f"table.job={_quoted(job.name)}", *marks]
+        jobs += BasicSweeper.split_arguments(parse(lines), None)[0]
+    log.info("%s: %s of %s, %s in all", name, len(chosen), len(table.jobs()), len(jobs))
+    return jobs
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

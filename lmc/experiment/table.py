@@ -1,0 +1,257 @@
+"""What an experiment file says of its table: rows, columns, and the published numbers with their source.
+
+A row and a column are overrides of the command line. A job is made of those of a row and of a column, so that the same
+lines say what is computed and where it stands in the table.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge
+from pydantic import ConfigDict, PositiveFloat, TypeAdapter, ValidationError
+
+from lmc.config import nearest
+from lmc.errors import UserError
+from lmc.measures import MEASURES, Measure
+
+_NUMBER = r"[-+]?\d+(?:\.\d+)?"
+_WRITTEN = re.compile(rf"\s*({_NUMBER})\s*(?:(?:±|\+-|\+/-)\s*({_NUMBER})\s*)?")
+
+
+class _Strict:
+    """A part of an experiment file; a key that it does not have is refused."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(_Strict):
+    """Which rows of results.jsonl a column shows, and how.
+
+    Attributes:
+        what, path, split, metric: of the rows; None: any.
+        analysis: the analysis that found them; None: none did.
+        more: what else they must say of themselves ({"layer": ...}).
+        complement: 1 - value is shown (an accuracy from an error).
+        scale: factor from the value to what is shown (100 for %).
+        unit: of what is shown.
+        digits: after the point.
+    """
+
+    what: str
+    metric: str
+    path: str | None = None
+    split: str | None = None
+    analysis: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    complement: bool = False
+    scale: PositiveFloat = 1.0
+    unit: str = ""
+    digits: Annotated[int, Ge(0)] = 3
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper, in the unit of its column.
+
+    Attributes:
+        mean: the number.
+        deviation: what stands behind "±"; None: nothing does.
+        source: where it was read.
+        lead: it was not read at its source, so that it is no reference.
+    """
+
+    mean: float
+    deviation: float | None
+    source: str
+    lead: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        label: its heading.
+        set: the overrides that it adds to those of a row.
+        measure: which rows of the results it shows; None: one that does not exist was named.
+        tolerance: how far a number may lie from the published one, in the unit shown; None: nothing is said of it.
+        published: label of a row to its number.
+        rows: labels of the rows that it exists for.
+    """
+
+    label: str
+    set: tuple[str, ...]
+    measure: Measure | None
+    tolerance: float | None
+    published: Mapping[str, Published]
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exception_:
+    """Jobs that hold all overrides of `when` have those of `set` as well."""
+
+    when: tuple[str, ...]
+    set: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A paper's table.
+
+    Attributes:
+        title: what it shows.
+        paper: whose it is, and which of its tables.
+        rows: label to overrides.
+        columns: in their order.
+        exceptions: what holds for some jobs alone.
+        budgets: name of a budget to the overrides that it puts over every job.
+        findings: where numbers differ from the published ones, and why.
+        problems: a line for every measure or published number that cannot be used; the rest can.
+    """
+
+    title: str
+    paper: str
+    rows: Mapping[str, tuple[str, ...]]
+    columns: tuple[Column, ...]
+    exceptions: tuple[Exception_, ...]
+    budgets: Mapping[str, tuple[str, ...]]
+    findings: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def jobs(self) -> dict[str, tuple[str, ...]]:
+        """Return what the jobs are known by, in the order of rows and columns, and the overrides of each."""
+        found: dict[str, tuple[str, ...]] = {}
+        for row, overrides in self.rows.items():
+            for column in self.columns:
+                if row in column.rows:
+                    own = (*overrides, *column.set)
+                    more = [line for e in self.exceptions if set(e.when) <= set(own) for line in e.set]
+                    found.setdefault(job_name(own), (*own, *more))
+        return found
+
+    def job(self, row: str, column: Column) -> str:
+        """Return what the job of a cell is known by."""
+        return job_name((*self.rows[row], *column.set))
+
+
+def job_name(overrides: Sequence[str]) -> str:
+    """Return what a job is known by: its overrides in alphabetical order; the last of several with one key holds."""
+    return " ".join(sorted({line.partition("=")[0]: line for line in overrides}.values()))
+
+
+def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
+    """Return the table that the node `table` of a configuration describes; None if it has no rows.
+
+    Args:
+        node: plain values.
+        name: of the experiment, for messages.
+
+    Raises:
+        UserError: the table cannot be used; names the experiment and the place.
+    """
+    if node is None or not node["rows"]:
+        return None
+    read = _checked(node, name)
+    if not read.columns:
+        raise UserError(f"experiment={name}: table.columns is empty; a table has a column for each number")
+    for column in read.columns.values():
+        if unknown := [row for row in column.rows or () if row not in read.rows]:
+            raise UserError(f"experiment={name}: table.rows has no {unknown[0]!r}; {nearest(unknown[0], read.rows)}")
+    problems: list[str] = []
+    columns = [_column(label, column, read, f"experiment={name}", problems) for label, column in read.columns.items()]
+    return Table(
+        title=read.title,
+        paper=read.paper,
+        rows={label: tuple(overrides) for label, overrides in read.rows.items()},
+        columns=tuple(columns),
+        exceptions=tuple(Exception_(tuple(e.when), tuple(e.set)) for e in read.exceptions),
+        budgets={"smoke": tuple(read.smoke), "quick": tuple(read.quick)},
+        findings=tuple(read.findings),
+        problems=tuple(problems),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ColumnAsWritten(_Strict):
+    measure: str | Selection
+    set: list[str] = field(default_factory=list)
+    tolerance: PositiveFloat | None = None
+    published: dict[str, float | str] = field(default_factory=dict)
+    source: str = ""
+    lead: bool = False
+    rows: list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ExceptionAsWritten(_Strict):
+    when: list[str]
+    set: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TableAsWritten(_Strict):
+    title: str
+    paper: str
+    source: str = ""
+    rows: dict[str, list[str]]
+    columns: dict[str, _ColumnAsWritten]
+    exceptions: list[_ExceptionAsWritten] = field(default_factory=list)
+    quick: list[str] = field(default_factory=list)
+    smoke: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
+    job: str | None = None
+    changed: list[str] = field(default_factory=list)
+
+
+_NAMED = {measure.name: measure for measure in MEASURES}
+_TABLE = TypeAdapter(_TableAsWritten)
+
+
+def _checked(node: Mapping[str, Any], name: str) -> _TableAsWritten:
+    try:
+        return _TABLE.validate_python(dict(node))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("table", *first["loc"])))
+        raise UserError(f"experiment={name}: {place}={first['input']!r} cannot be used: {first['msg']}") from None
+
+
+def _column(label: str, written: _ColumnAsWritten, table: _TableAsWritten, name: str, problems: list[str]) -> Column:
+    """The column as it is used; what cannot be used of it becomes a line of `problems`."""
+    where = f"{name}: table.columns.{label}"
+    rows = tuple(table.rows) if written.rows is None else tuple(written.rows)
+    measure = _measure(label, written.measure)
+    if measure is None:
+        hint = nearest(str(written.measure), _NAMED)
+        problems.append(f"{where}.measure={written.measure} does not exist; {hint}known: {', '.join(_NAMED)}")
+    numbers = {}
+    for row, value in written.published.items():
+        if row not in rows:
+            problems.append(f"{where}.published: no row {row!r}; {nearest(row, rows)}the rows are {'; '.join(rows)}")
+        elif (number := _number(value, written.source or table.source, lead=written.lead)) is None:
+            problems.append(f'{where}.published: {value!r} is not a number; write it as 87.4 or as "87.4 ± 0.1"')
+        else:
+            numbers[row] = number
+    return Column(label, tuple(written.set), measure, written.tolerance, numbers, rows)
+
+
+def _measure(label: str, written: str | Selection) -> Measure | None:
+    if isinstance(written, str):
+        return _NAMED.get(written)
+    shown = {name: value for name, value in vars(written).items() if name != "more"}
+    return Measure(name=label, group="", label=label, more=tuple(written.more.items()), **shown)
+
+
+def _number(value: float | str, source: str, *, lead: bool) -> Published | None:
+    if isinstance(value, str):
+        written = _WRITTEN.fullmatch(value)
+        if written is None:
+            return None
+        mean, deviation = written.groups()
+        return Published(float(mean), None if deviation is None else float(deviation), source, lead)
+    return Published(float(value), None, source, lead)
