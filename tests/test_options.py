@@ -113,7 +113,7 @@ def _loaded(path: Path) -> Iterator[str]:
 
 
 def test_every_root_setting_is_read():
-    sources = [CONF.parent / "lmc" / name for name in ("app.py", "plan.py", "pipeline.py")]
+    sources = [CONF.parent / "lmc" / name for name in ("app.py", "plan.py", "pipeline.py", "report/paper.py")]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     for name in OmegaConf.create(composed([])):
         assert f'settings["{name}"]' in text or f'"{name}"' in text, name

@@ -37,8 +37,8 @@ DEFINITIONS = (
 def write_sweep(folders: Sequence[Path], out: Path) -> str:
     """Write report.md, report.csv, report.tex, report.html and the figures paths and trend (.png, .svg) into `out`.
 
-    What analyses found is in looks.csv too, if there were any; a paper's table, with the published numbers beside ours, is
-    the first in all of them, and in table.csv.
+    What analyses found is in looks.csv too, if there were any. The table of a paper, with the published numbers beside
+    ours, comes first in all of them, and is in table.csv.
 
     Args:
         folders: searched, with everything below them, for run folders. Runs that differ only in their seeds, the

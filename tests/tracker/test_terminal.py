@@ -35,7 +35,7 @@ def test_a_stage_that_fails_is_not_told_as_ended(caplog):
 
 
 def on_a_terminal(action) -> str:
-    """What `action(stream)` shows on a pseudo-terminal, read until its end: one read returns what has arrived by then."""
+    """What `action(stream)` shows on a pseudo-terminal, to its end: a single read gives what has arrived by then."""
     ours, theirs = pty.openpty()
     shown: list[bytes] = []
 
