@@ -33,8 +33,8 @@ class StoreConfig:
 class TableConfig:
     """What an experiment file says of its table; `lmc.experiment.table` reads and checks it.
 
-    `only`, `job` and `changed` are not the file's: which rows and columns are wanted, which job of the table this is, and
-    what the command line changed of the experiment.
+    Not the file's are `only` (which rows and columns are wanted), `job` (which of its jobs this is) and `changed` (what
+    the command line changed of the experiment).
     """
 
     title: str = ""

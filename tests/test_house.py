@@ -19,7 +19,8 @@ FLOORS = {
     **dict.fromkeys(("plan",), 6),
     **dict.fromkeys(("stages", "report", "inspection"), 7),
     **dict.fromkeys(("pipeline",), 8),
-    **dict.fromkeys(("app",), 9),
+    **dict.fromkeys(("forecast",), 9),
+    **dict.fromkeys(("app", "reporting"), 10),
 }
 # On the ground floor the concepts may use each other's vocabulary; rooms (packages) may not.
 VOCABULARY = {"errors", "modes", "seeding", "state", "config", "results", "provenance"}

@@ -1,6 +1,6 @@
 import pytest
 
-from lmc.report.command import main
+from lmc.reporting import main
 
 
 def test_the_command_prints_the_table_and_where_the_files_are(sweep, tmp_path, capsys):
