@@ -46,7 +46,7 @@ class TableConfig:
     quick: list[str] = field(default_factory=list)
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-    only: list[str] = field(default_factory=list)
+    only: dict[str, Any] = field(default_factory=dict)
     job: str | None = None
     changed: list[str] = field(default_factory=list)
 

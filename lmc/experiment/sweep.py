@@ -33,7 +33,7 @@ def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str
         return None
     for problem in table.problems:
         log.warning("%s", problem)
-    chosen, for_all = chosen_jobs(table, node["only"] if node else (), budget, arguments)
+    chosen, for_all = chosen_jobs(table, node["only"] if node else {}, budget, arguments)
     if not chosen:
         raise UserError(f"experiment={name}: nothing of the table is left to be done; choose other rows or columns")
     changed = changes(table, arguments)
