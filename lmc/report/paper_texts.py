@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from io import StringIO
 
 from lmc.experiment.table import Column
-from lmc.report.costs import duration, missing_costs
+from lmc.report.costs import Cost, duration, missing_costs
 from lmc.report.paper import Cell, PaperTable
 from lmc.report.tables import escape_latex
 from lmc.report.text import as_text
@@ -42,7 +42,7 @@ def notes(found: PaperTable) -> list[str]:
     if found.missing:
         total = f", about {duration(sum(cost.seconds for cost in costs.values()))} in all" if costs else ""
         lines.append(f"Missing: {len(found.missing)} of {len(found.table.jobs())} jobs{total}")
-        lines += [f"Missing: {job}{_about(costs[job].seconds) if job in costs else ''}" for job in found.missing]
+        lines += [f"Missing: {job}{_about(costs.get(job))}" for job in found.missing]
     return [*lines, *(f"Finding: {finding}" for finding in found.table.findings)]
 
 
@@ -160,8 +160,8 @@ def _made(made: object) -> str:
     return f"{versions}; commit {made['commit'] or 'unknown'}; {made['hardware']}"
 
 
-def _about(seconds: float) -> str:
-    return f" (about {duration(seconds)})"
+def _about(cost: Cost | None) -> str:
+    return "" if cost is None else f" (about {duration(cost.seconds)}, judged by {cost.like})"
 
 
 def _latex_row(cells: Sequence[str]) -> str:

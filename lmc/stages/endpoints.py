@@ -42,7 +42,10 @@ def _trunk(plan: Plan, trunk: Trunk, label: int, ingredients: Ingredients, obser
 
 
 def endpoint_keys(plan: Plan, label: int) -> dict[str, int]:
-    """Return the keys of what is trained for a network, each to its epochs: itself, and what may come before it."""
+    """Return the keys of what is trained for a network, itself and what may come before it, each to its epochs.
+
+    A network tells of the epochs of its trunk again, so that its own are at most so many.
+    """
     epochs = plan.training.epochs
     trunk, found, before = plan.endpoints.trunk(label), {}, None
     if trunk is not None:

@@ -9,11 +9,18 @@ from lmc.report.sweep import write_sweep
 from lmc.results import PathPoint, path_label, path_rows, write_path, write_rows, write_summary
 
 JOBS, POINTS = 500, 25
+TABLE = {
+    "title": "T",
+    "paper": "P",
+    "rows": {f"{epochs} epochs": [f"training.epochs={epochs}"] for epochs in range(JOBS // 5)},
+    "columns": {"barrier": {"measure": "aligned_train_loss_barrier", "published": {"3 epochs": 0.1}}},
+    "changed": [],
+}
 
 
 @pytest.fixture
 def large_sweep(tmp_path: Path) -> Path:
-    """500 jobs, each with one pair, its aligned and unaligned path on both splits, and a full configuration."""
+    """500 jobs of a paper's table of 100 rows, each with one pair and both of its paths on both splits."""
     settings = {f"group{g}": {f"value{v}": v for v in range(12)} for g in range(9)}
     for job in range(JOBS):
         folder = tmp_path / str(job)
@@ -31,7 +38,9 @@ def large_sweep(tmp_path: Path) -> Path:
         write_rows(folder / "results.jsonl", rows)
         write_path(folder / "path.csv", points)
         own = json.loads(json.dumps(settings)) | {"training": {"epochs": job // 5}, "seeds": [job, job + 1]}
-        write_summary(folder / "summary.json", own, {"alignment": "none"}, rows, {})
+        own["table"] = {**TABLE, "job": f"training.epochs={job // 5}"}
+        made = {"versions": {}, "commit": None, "hardware": "", "artifacts": {}}
+        write_summary(folder / "summary.json", own, {"alignment": "none", "experiment": "e"}, rows, made)
     return tmp_path
 
 
