@@ -61,7 +61,7 @@ class Frankenstein(OnLines):
 
     Args:
         orders: whether the early layers are those at the "bottom", next to the images, at the "top", or both in turn.
-        grid: see `OnLines`.
+        grid, barrier: see `OnLines`.
 
     Raises:
         UserError: no order, or one of them twice.

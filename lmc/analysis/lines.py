@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -42,14 +42,19 @@ class OnLines:
 
     Args:
         grid: number of equally spaced points on each line, odd, at least 3.
+        barrier: which of the barriers of `lmc.results.path_statistics`: "barrier", the largest excess over the straight
+            line between both losses; "barrier_mean_endpoints", the largest over their mean; "barrier_midpoint", the
+            midpoint's over their mean, which may be negative.
 
     Raises:
         UserError: an even grid, or one of less than 3 points.
     """
 
     files: ClassVar[tuple[str, ...]] = ("lines.csv",)
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"barrier"})
 
     grid: PositiveInt = 3
+    barrier: Literal["barrier", "barrier_mean_endpoints", "barrier_midpoint"] = "barrier"
 
     def __post_init__(self) -> None:
         equal_grid(self.grid)
@@ -57,7 +62,7 @@ class OnLines:
     def measured(
         self, subject: Subject, folder: FilePath, columns: Sequence[str], lines: Sequence[Line], on_step: OnStep
     ) -> Iterator[Barriers]:
-        """Yield the barriers of one line after the other: the largest excess over the straight line between its ends.
+        """Yield the barriers of one line after the other, those that `barrier` names.
 
         What an earlier, killed attempt left in the folder is not measured again.
 
@@ -82,8 +87,9 @@ class OnLines:
             found: dict[tuple[str, str], float] = {}
             for place, split in enumerate(splits):
                 losses, accuracies, *_ = zip(*values[place :: len(splits)], strict=True)
-                found[split, "loss"] = path_statistics(points, losses)["barrier"]
-                found[split, "error"] = path_statistics(points, [1 - accuracy for accuracy in accuracies])["barrier"]
+                found[split, "loss"] = path_statistics(points, losses)[self.barrier]
+                errors = [1 - accuracy for accuracy in accuracies]
+                found[split, "error"] = path_statistics(points, errors)[self.barrier]
             on_step({"barrier": found["test", "loss"]})
             yield found
 

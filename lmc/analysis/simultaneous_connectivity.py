@@ -36,7 +36,7 @@ class SimultaneousConnectivity(OnLines):
     alignment of the experiment finds a permutation at each of them; one that stacks checkpoints does from the first
     moment that has enough before it.
 
-    The grid is that of `OnLines`.
+    The grid and the barrier are those of `OnLines`.
     """
 
     together: ClassVar[bool] = False

@@ -25,7 +25,7 @@ class StrongConnectivity(OnLines):
     two of them. With the first network as the reference the lines from it show the former, those between the others, in
     the frame of the first, the latter.
 
-    The grid is that of `OnLines`.
+    The grid and the barrier are those of `OnLines`.
     """
 
     together: ClassVar[bool] = True

@@ -42,7 +42,7 @@ class Transitivity(OnLines):
     Args:
         longest: of the chains, in steps (Sharma et al.: 5); chains of all lengths from 1 to it are drawn.
         chains: at most so many of each length (Sharma et al.: 20); where there are no more, all.
-        grid: see `OnLines`.
+        grid, barrier: see `OnLines`.
     """
 
     together: ClassVar[bool] = True

@@ -4,19 +4,22 @@ from typing import Literal
 
 from torch import nn
 
-Initialisation = Literal["he", "lecun"]
+Initialisation = Literal["he", "lecun", "torch"]
 _NONLINEARITIES: dict[Initialisation, Literal["relu", "linear"]] = {"he": "relu", "lecun": "linear"}
 
 
-def draw_normal(
+def draw_weights(
     model: nn.Module, classifier: nn.Linear, mode: Literal["fan_in", "fan_out"], initialisation: Initialisation = "he"
 ) -> None:
-    """Draw the weights of all convolutions and linear layers of `model` anew, and set their biases to 0.
+    """Draw the weights of all convolutions and linear layers of `model` anew, and set their biases to 0; or neither.
 
     Normal with variance 2 / n ("he": He et al. 2015, for layers with ReLU) or 1 / n ("lecun": LeCun et al. 1998), where
     n counts the connections into a unit ("fan_in") or out of an input ("fan_out"). `classifier`, whose outputs meet no
-    ReLU, gets variance 1 / inputs in any case.
+    ReLU, gets variance 1 / inputs in either case. "torch" leaves everything as PyTorch has drawn it: weights uniform, of
+    variance 1 / (3 inputs), and so the biases.
     """
+    if initialisation == "torch":
+        return
     for layer in model.modules():
         if layer is classifier:
             nn.init.kaiming_normal_(classifier.weight, nonlinearity="linear")

@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import Initialisation, draw_normal
+from lmc.architecture.initialise import Initialisation, draw_weights
 from lmc.architecture.norm import Norm, has_bias, norm1d
 
 
@@ -24,8 +24,8 @@ class MLP(nn.Module):
         width: units in each hidden layer.
         depth: number of hidden layers.
         norm: between a hidden layer and its ReLU.
-        initialisation: normal, of variance 2 / inputs ("he": He et al. 2015) or 1 / inputs ("lecun"); in the last layer
-            1 / inputs; biases are 0.
+        initialisation: normal, of variance 2 / inputs ("he": He et al. 2015) or 1 / inputs ("lecun"), in the last layer
+            1 / inputs, biases 0; or PyTorch's own ("torch"): uniform, of variance 1 / (3 inputs), biases too.
     """
 
     absent_at_default: ClassVar[frozenset[str]] = frozenset({"initialisation"})
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         )
         self.norms = nn.ModuleList(norm1d(norm, width) for _ in range(depth))
         self.classifier = nn.Linear(width, classes)
-        draw_normal(self, self.classifier, "fan_in", initialisation)
+        draw_weights(self, self.classifier, "fan_in", initialisation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes) of normalised images (B, C, H, W)."""

@@ -1,14 +1,15 @@
 """Residual networks for small images."""
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import draw_normal
+from lmc.architecture.initialise import draw_weights
 from lmc.architecture.norm import Norm, conv, norm2d, scaled
 from lmc.errors import UserError
 
@@ -16,59 +17,60 @@ CHANNELS = (16, 32, 64)
 
 
 class ResNet(nn.Module):
-    """ResNet of He et al. (2016, section 4.2) for CIFAR.
+    """ResNet of He et al. (2016) for small images.
 
-    A 3 x 3 convolution, three stages of residual blocks with 16, 32 and 64 channels, the mean over positions, a linear
-    layer.
+    A 3 x 3 convolution, stages of as many residual blocks each, the mean over positions, a linear layer. Three stages
+    with 16, 32 and 64 channels are the networks for CIFAR (section 4.2: ResNet20, 32, 44, ...); four with 64 to 512 and
+    two blocks each are ResNet18 (section 3.4) without what shrinks large images at its start.
 
-    A block is conv-norm-ReLU-conv-norm, the shortcut is added, then ReLU. The first block of the second and of the
-    third stage halves the feature map; its shortcut is a 1 x 1 convolution with a normalisation (option B), as in Tatro
-    et al. (2020) and REPAIR. (Git Re-Basin has 3 x 3 there; the original, option A, pads with zeros and has no
-    parameter.) Weights are drawn as He et al. (2015) do for ReLU (normal, variance 2 / fan out; 1 / inputs in the last
+    A block is conv-norm-ReLU-conv-norm, the shortcut is added, then ReLU. The first block of every stage but the first
+    halves the feature map; its shortcut is a 1 x 1 convolution with a normalisation (option B), as in Tatro et al.
+    (2020) and REPAIR. (Git Re-Basin has 3 x 3 there; option A of the original pads with zeros and has no parameter.)
+    Weights are drawn as He et al. (2015) do for ReLU (normal, variance 2 / fan out; 1 / inputs in the last
     layer), biases are 0. Without a normalisation the last convolution of each of the L blocks starts L**(-1/2) times
     smaller, which keeps the variance bounded (Hayou et al. 2021, "Stable ResNet").
 
     Args:
         input_shape: (C, H, W) of an image.
         classes: number of outputs.
-        depth: 6 n + 2 for n blocks in each stage: 20, 32, 44, ...
+        depth: 2 s n + 2 for s stages of n blocks: with three stages 20, 32, 44, ...
         width: multiplier of all channels.
         norm: after each convolution.
+        channels: of each stage; the first convolution has those of the first stage.
 
     Raises:
-        UserError: `depth` is not 6 n + 2.
+        UserError: `depth` is not 2 s n + 2, or there is no stage.
     """
+
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"channels"})
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         classes: int,
-        depth: Annotated[int, Field(ge=8)] = 20,
+        depth: PositiveInt = 20,
         width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
         norm: Norm = "batch",
+        channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = CHANNELS,
     ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise UserError(f"architecture.depth={depth}: a ResNet has 6 n + 2 layers; give 8, 14, 20, 26, 32, ...")
-        blocks = (depth - 2) // 6
-        channels = scaled(CHANNELS[0], width)
-        self.conv = conv(input_shape[0], channels, 3, norm, padding=1)
-        self.norm = norm2d(norm, channels)
+        blocks = blocks_of_a_stage(depth, each=2 * len(channels), rest=2, kind="ResNet")
+        inputs = scaled(channels[0], width)
+        self.conv = conv(input_shape[0], inputs, 3, norm, padding=1)
+        self.norm = norm2d(norm, inputs)
         stack: list[Block] = []
-        for stage, base in enumerate(CHANNELS):
+        for stage, base in enumerate(channels):
             outputs = scaled(base, width)
             for block in range(blocks):
                 halve = stage > 0 and block == 0
-                stack.append(Block(channels, outputs, norm, stride=2 if halve else 1, project=halve))
-                channels = outputs
+                stack.append(Block(inputs, outputs, norm, stride=2 if halve else 1, project=halve))
+                inputs = outputs
         self.blocks = nn.ModuleList(stack)
-        self.classifier = nn.Linear(channels, classes)
-        draw_normal(self, self.classifier, "fan_out")
+        self.classifier = nn.Linear(inputs, classes)
+        draw_weights(self, self.classifier, "fan_out")
         if norm == "none":
-            with torch.no_grad():
-                for unit in stack:
-                    unit.conv2.weight /= math.sqrt(len(stack))
+            shrink_branches([unit.conv2 for unit in stack])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes) of normalised images (B, C, H, W)."""
@@ -77,6 +79,29 @@ class ResNet(nn.Module):
             x = block(x)
         logits: Tensor = self.classifier(x.mean((2, 3)))
         return logits
+
+
+def blocks_of_a_stage(depth: int, *, each: int, rest: int, kind: str) -> int:
+    """Return n of `depth` = `each` n + `rest`, at least 1; `kind` names such a network.
+
+    Raises:
+        UserError: there is no such n.
+    """
+    blocks, left = divmod(depth - rest, each)
+    if blocks < 1 or left:
+        fitting = ", ".join(str(each * n + rest) for n in range(1, 6))
+        raise UserError(f"architecture.depth={depth}: a {kind} has {each} n + {rest} layers; give {fitting}, ...")
+    return blocks
+
+
+def shrink_branches(last: Sequence[nn.Conv2d]) -> None:
+    """Divide the weights of the `last` convolutions of all L residual branches by L**(1/2).
+
+    Without a normalisation that keeps the variance of their sum bounded (Hayou et al. 2021, "Stable ResNet").
+    """
+    with torch.no_grad():
+        for layer in last:
+            layer.weight /= math.sqrt(len(last))
 
 
 class Block(nn.Module):

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import draw_normal
+from lmc.architecture.initialise import draw_weights
 from lmc.architecture.norm import Norm, conv, norm2d, scaled
 from lmc.errors import UserError
 
@@ -66,7 +66,7 @@ class VGG(nn.Module):
         sizes = [features, *[channels] * classifier_depth]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.classifier = nn.Linear(sizes[-1], classes)
-        draw_normal(self, self.classifier, "fan_in")
+        draw_weights(self, self.classifier, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes) of normalised images (B, C, H, W)."""

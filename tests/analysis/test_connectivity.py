@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from lmc import config
 from lmc.alignment.none import NoAlignment
 from lmc.alignment.problem import Matching
 from lmc.alignment.weight_matching import WeightMatching
@@ -323,3 +324,35 @@ def test_what_cannot_be_tried_is_refused(symmetry: Symmetry) -> None:
     for option_type in (SimultaneousConnectivity, StrongConnectivity, Transitivity, Frankenstein):
         with pytest.raises(UserError, match="a grid of 4 points"):
             option_type(grid=4)
+
+
+def test_the_barrier_of_a_line_may_be_its_midpoint_and_then_be_negative(symmetry: Symmetry, tmp_path: Path) -> None:
+    networks = [drawn(0), drawn(1), drawn(2)]
+    of = subject(network(), networks, dataset=taught(mean(networks[1:])), symmetry=symmetry)
+    first, second = networks[1:]
+    losses = [loss_by_hand(of, mean([first, second], [1 - t, t]), "test") for t in (0, 0.25, 0.5, 0.75, 1)]
+    of_ends = (losses[0] + losses[-1]) / 2
+    excess = [loss - (4 - step) / 4 * losses[0] - step / 4 * losses[-1] for step, loss in enumerate(losses)]
+    expected = {
+        "barrier": max(excess),
+        "barrier_mean_endpoints": max(losses) - of_ends,
+        "barrier_midpoint": losses[2] - of_ends,
+    }
+    assert expected["barrier_midpoint"] < 0 == pytest.approx(expected["barrier"])
+    assert expected["barrier_mean_endpoints"] > 0
+    for name, by_hand in expected.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        found = StrongConnectivity(grid=5, barrier=name)(of, folder, lambda numbers: None)  # type: ignore[arg-type]
+        assert value(found, "strong_mean_barrier") == pytest.approx(by_hand, abs=1e-5)
+        assert value(found, "line_barrier", kind="strong", line="1-2") == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["strong_connectivity", "simultaneous_connectivity", "transitivity", "frankenstein"])
+def test_the_usual_barrier_leaves_keys_as_they_were(name: str) -> None:
+    node: dict[str, Any] = {
+        "_target_": f"lmc.analysis.{name}.{''.join(part.title() for part in name.split('_'))}",
+        **({"orders": ["bottom"]} if name == "frankenstein" else {}),
+    }
+    assert "barrier" not in config.identity({**node, "barrier": "barrier"}, name)
+    assert config.identity({**node, "barrier": "barrier_midpoint"}, name)["barrier"] == "barrier_midpoint"

@@ -13,7 +13,11 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "architecture"
 # Our own; those of other libraries, which have no norm and width to choose, are tested in test_adapted.py.
 OPTIONS = sorted(path.stem for path in CONF.glob("*.yaml") if "\nnorm:" in path.read_text(encoding="utf-8"))
 NORMS = ("batch", "layer", "none")
-NARROW = {"mlp": {"width": 16}}
+NARROW = {
+    "mlp": {"width": 16},
+    "pre_resnet164": {"depth": 20, "width": 0.125},
+    "wide_resnet28_10": {"depth": 10, "width": 0.125},
+}
 # What torch.export may leave of a network: the operators that the discovery of symmetries has to know.
 OPERATORS = {
     "aten.linear.default", "aten.conv2d.default", "aten.batch_norm.default", "aten.layer_norm.default",
@@ -86,7 +90,7 @@ class TestEveryOption:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("option", ["mlp", "tiny_ten", "vgg11", "resnet20"])
+@pytest.mark.parametrize("option", ["mlp", "tiny_ten", "vgg11", "resnet20", "pre_resnet164", "wide_resnet28_10"])
 def test_export_leaves_few_operators(network, photographs, option, norm):
     settings = narrow(option) | ({"depth": 8} if option == "resnet20" else {})
     model = network(option, norm=norm, **settings).eval()

@@ -74,6 +74,38 @@ def resnet14(x, state):
     return linear(x.mean((2, 3)), state, "classifier")
 
 
+def resnet10(x, state):
+    x = relu(norm(conv(x, state, "conv", padding=1), state, "norm"))
+    for block in range(4):
+        stride, at = 2 if block else 1, f"blocks.{block}"
+        y = relu(norm(conv(x, state, f"{at}.conv1", stride, 1), state, f"{at}.norm1"))
+        y = norm(conv(y, state, f"{at}.conv2", 1, 1), state, f"{at}.norm2")
+        short = norm(conv(x, state, f"{at}.shortcut.0", stride), state, f"{at}.shortcut.1") if block else x
+        x = relu(y + short)
+    return linear(x.mean((2, 3)), state, "classifier")
+
+
+def pre_resnet20(x, state):
+    x = conv(x, state, "conv", padding=1)
+    for block in range(6):
+        stride, at = 2 if block in (2, 4) else 1, f"blocks.{block}"
+        y = conv(relu(norm(x, state, f"{at}.norm1")), state, f"{at}.conv1")
+        y = conv(relu(norm(y, state, f"{at}.norm2")), state, f"{at}.conv2", stride, 1)
+        y = conv(relu(norm(y, state, f"{at}.norm3")), state, f"{at}.conv3")
+        x = y + (x if block % 2 else conv(x, state, f"{at}.shortcut", stride))
+    return linear(relu(norm(x, state, "norm")).mean((2, 3)), state, "classifier")
+
+
+def wide_resnet16(x, state):
+    x = conv(x, state, "conv", padding=1)
+    for block in range(6):
+        stride, at = 2 if block in (2, 4) else 1, f"blocks.{block}"
+        y = conv(relu(norm(x, state, f"{at}.norm1")), state, f"{at}.conv1", padding=1)
+        y = conv(relu(norm(y, state, f"{at}.norm2")), state, f"{at}.conv2", stride, 1)
+        x = y + (x if block % 2 else conv(x, state, f"{at}.shortcut", stride))
+    return linear(relu(norm(x, state, "norm")).mean((2, 3)), state, "classifier")
+
+
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize(
     ("option", "reference", "settings", "sides"),
@@ -82,6 +114,9 @@ def resnet14(x, state):
         ("tiny_ten", tiny_ten, {"width": 0.25}, (12, 9)),
         ("vgg11", vgg11, {"width": 0.0625}, (64, 32)),
         ("resnet20", resnet14, {"depth": 14, "width": 0.25}, (9, 16)),
+        ("resnet18", resnet10, {"depth": 10, "width": 0.0625}, (9, 16)),
+        ("pre_resnet164", pre_resnet20, {"depth": 20, "width": 0.25}, (9, 16)),
+        ("wide_resnet28_10", wide_resnet16, {"depth": 16, "width": 0.25}, (9, 16)),
     ],
 )
 def test_agrees_with_a_second_implementation(network, option, reference, settings, sides, kind):

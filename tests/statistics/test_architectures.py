@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from lmc.architecture.mlp import MLP
+from lmc.architecture.pre_resnet import PreResNet
 from lmc.architecture.resnet import ResNet
 from lmc.architecture.tiny_ten import TinyTen
 from lmc.architecture.vgg import VGG
+from lmc.architecture.wide_resnet import WideResNet
 from lmc.dataset.augmentation import Augmentation
 from lmc.dataset.images import Dataset, Images
 from lmc.seeding import generator, isolated
@@ -31,9 +33,13 @@ ARCHITECTURES = {
     "vgg11": lambda: VGG(depth=11, width=1 / 16, norm="none", **GIVEN),
     "vgg11 batch": lambda: VGG(depth=11, width=1 / 16, **GIVEN),
     "resnet20": lambda: ResNet(depth=20, width=0.25, **GIVEN),
+    "pre_resnet11": lambda: PreResNet(depth=11, width=0.25, **GIVEN),
+    "wide_resnet10": lambda: WideResNet(depth=10, width=0.5, **GIVEN),
 }
-HIDDEN = {"mlp": 2, "tiny_ten": 8, "vgg11": 10, "vgg11 batch": 10, "resnet20": 21}
-"""Hidden layers: those that a network is named after without the last one; resnet20's two shortcuts beside them."""
+HIDDEN = {
+    "mlp": 2, "tiny_ten": 8, "vgg11": 10, "vgg11 batch": 10, "resnet20": 21, "pre_resnet11": 13, "wide_resnet10": 10
+}  # fmt: skip
+"""Hidden layers: those that a network is named after without the last one; the shortcuts of residual ones beside."""
 PLAIN = {"examples": 24, "augment": False}
 OPTIONS = {
     "none": NoCorrection(),

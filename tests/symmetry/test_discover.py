@@ -11,9 +11,11 @@ from torch.nn import functional
 
 from lmc import seeding, state
 from lmc.architecture.mlp import MLP
+from lmc.architecture.pre_resnet import PreResNet
 from lmc.architecture.resnet import ResNet
 from lmc.architecture.tiny_ten import TinyTen
 from lmc.architecture.vgg import VGG
+from lmc.architecture.wide_resnet import WideResNet
 from lmc.errors import UserError
 from lmc.symmetry.discover import discover
 from lmc.symmetry.permutation import Permutation
@@ -42,6 +44,14 @@ ARCHITECTURES: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int, int]]
     "vgg11": (lambda norm: VGG(input_shape=(3, 32, 32), classes=10, depth=11, width=0.0625, norm=norm), (3, 32, 32)),
     "resnet20": (
         lambda norm: ResNet(input_shape=(3, 32, 32), classes=10, depth=20, width=0.25, norm=norm),
+        (3, 32, 32),
+    ),
+    "pre_resnet20": (
+        lambda norm: PreResNet(input_shape=(3, 32, 32), classes=10, depth=20, width=0.25, norm=norm),
+        (3, 32, 32),
+    ),
+    "wide_resnet10": (
+        lambda norm: WideResNet(input_shape=(3, 32, 32), classes=10, depth=10, width=0.5, norm=norm),
         (3, 32, 32),
     ),
 }
@@ -82,6 +92,17 @@ def test_resnet20_has_a_stream_for_each_stage_and_a_group_inside_each_block():
     symmetry = discover(model, torch.zeros(2, 3, 32, 32))
     # Three streams of 16, 32, 64 channels and three blocks of each: as He et al. 2016 build it.
     assert sorted(sizes(symmetry)) == sorted([16, 32, 64] + 3 * [16] + 3 * [32] + 3 * [64])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pre_activation_networks_have_a_stream_for_each_stage_and_groups_inside_each_block(norm: str):
+    shape = {"input_shape": (3, 32, 32), "classes": 10, "norm": norm}
+    bottlenecks = discover(PreResNet(depth=20, width=0.25, **shape), torch.zeros(2, 3, 32, 32))
+    # The stem; a stream of four times as many channels in each stage; two groups in each of its two bottlenecks.
+    assert sorted(sizes(bottlenecks)) == sorted([4, 16, 32, 64] + 4 * [4] + 4 * [8] + 4 * [16])
+    wide = discover(WideResNet(depth=16, width=0.5, **shape), torch.zeros(2, 3, 32, 32))
+    # The stem keeps its 16 channels; a stream in each stage, one group in each of its two blocks.
+    assert sorted(sizes(wide)) == sorted([16] + 3 * [8] + 3 * [16] + 3 * [32])
 
 
 class Catenated(nn.Module):

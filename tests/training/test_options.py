@@ -89,6 +89,14 @@ PUBLISHED = {
     "tatro": ("SGD", 0.1, 250, 128, 5e-4, 0, (40, 0.1 * 0.25 * 0.9996**40)),
     "garipov_vgg16_endpoints": ("SGD", 0.05, 200, 128, 5e-4, 0, (139, 0.05 * 0.505)),
     "garipov_vgg16": ("SGD", 0.05, 200, 128, 5e-4, 0, (139, 0.05 * 0.505)),
+    "garipov_pre_resnet164_endpoints": ("SGD", 0.1, 150, 128, 3e-4, 0, (104, 0.1 * 0.505)),
+    "garipov_pre_resnet164": ("SGD", 0.1, 150, 128, 3e-4, 0, (104, 0.1 * 0.505)),
+    "garipov_wide_resnet_endpoints": ("SGD", 0.1, 200, 128, 5e-4, 0, (139, 0.1 * 0.505)),
+    "garipov_wide_resnet": ("SGD", 0.1, 200, 128, 5e-4, 0, (139, 0.1 * 0.505)),
+    "draxler_resnet_endpoints": ("SGD", 0.1, 164, 128, 1e-4, 0, (100, 0.01)),
+    "entezari": ("SGD", 1e-3, 1000, 64, 0.0, 0, (999, 1e-3)),
+    "adilova_resnet18": ("SGD", 0.05, 200, 64, 5e-4, 0.128, (100.064, 0.025)),
+    "sonthalia_wide_resnet": ("SGD", 0.1, 200, 128, 5e-4, 0, (130, 0.1 * 0.2**2)),
 }
 
 
@@ -101,14 +109,24 @@ def test_a_recipe_holds_the_published_numbers(composed: Compose, name: str) -> N
     assert training.rate(epoch) == pytest.approx(there)
 
 
-@pytest.mark.parametrize(("name", "rate", "epochs"), [("tatro", 0.1, 250), ("garipov_vgg16", 0.015, 600)])
-def test_a_recipe_of_a_curve_sets_its_training(composed: Compose, name: str, rate: float, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs", "decay"),
+    [
+        ("tatro", 0.1, 250, 5e-4),
+        ("garipov_vgg16", 0.015, 600, 5e-4),
+        ("garipov_pre_resnet164", 0.03, 200, 3e-4),
+        ("garipov_wide_resnet", 0.03, 200, 5e-4),
+    ],
+)
+def test_a_recipe_of_a_curve_sets_its_training(
+    composed: Compose, name: str, rate: float, epochs: int, decay: float
+) -> None:
     for curve in ("bezier", "polygonal_chain"):
         found = build(composed(f"recipe={name}", f"curve={curve}")["curve"], "curve")
         assert found.decay_on_sample
         assert found.bends == 1
         assert (found.training.learning_rate, found.training.epochs) == (rate, epochs)
-        assert found.training.weight_decay == 5e-4
+        assert found.training.weight_decay == decay
 
 
 def test_the_training_of_a_curve_is_a_node_of_its_own(composed: Compose) -> None:
