@@ -15,8 +15,8 @@ def draw_weights(
 
     Normal with variance 2 / n ("he": He et al. 2015, for layers with ReLU) or 1 / n ("lecun": LeCun et al. 1998), where
     n counts the connections into a unit ("fan_in") or out of an input ("fan_out"). `classifier`, whose outputs meet no
-    ReLU, gets variance 1 / inputs in either case. "torch" leaves everything as PyTorch has drawn it: weights uniform, of
-    variance 1 / (3 inputs), and so the biases.
+    ReLU, gets variance 1 / inputs in either case. "torch" leaves all as PyTorch has drawn it: uniform, of variance
+    1 / (3 inputs), biases too.
     """
     if initialisation == "torch":
         return
