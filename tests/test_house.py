@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lmc"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config"), 0),
+    **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config", "cluster"), 0),
     **dict.fromkeys(("dataset", "architecture"), 0),
     **dict.fromkeys(("training", "symmetry"), 1),
     **dict.fromkeys(("curve", "statistics"), 2),
