@@ -29,9 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable ".[dev]"
 	touch $@
 
-# Pin the newest versions that pyproject.toml allows, without naming a registry.
 constraints: $(READY)
-	$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --universal --all-extras --no-header --no-annotate -o constraints.txt
+	$(BIN)/python .ci/constraints
 
 clean:
 	rm -rf $(VENV)

@@ -84,7 +84,8 @@ def main() -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from lmc.report.callback import write_pending
+    from lmc import cluster
+    from lmc.report.callback import pending, write_pending
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come up to here instead of being printed by Hydra
     try:
@@ -95,6 +96,10 @@ def main() -> None:
         if (reason := refusal(error)) is None:
             raise
         sys.exit(f"lmc: cannot write {error.filename or 'the results'}: {reason}")
+    except Exception as error:
+        if not cluster.concerns(error):
+            raise
+        sys.exit(f"lmc: {cluster.explain(error, pending())}")
     finally:
         write_pending()
 

@@ -21,6 +21,9 @@ from lmc.errors import UserError
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
 
+# What the options of conf/hydra/launcher are made of, and the extra of lmc that installs it.
+_LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+
 
 @dataclass
 class StoreConfig:
@@ -184,6 +187,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher" and name in _LAUNCHERS:
+            return f'hydra/launcher: {name} is not installed; pip install "lmc[{_LAUNCHERS[name]}]"'
         # Of a group of which many are chosen Hydra does not say what options there are.
         options = error.options or [path.stem for path in Path(conf_dir(), group).glob("*.yaml")]
         if options:

@@ -6,20 +6,29 @@ A stage asks for an artifact by key; it is made at most once, by one process at 
     <root>/<stage>/<key>.partial/    being made; kept when the maker dies, so that the next one continues from it
     <root>/<stage>/<key>.damaged-N/  set aside because a file did not match its checksum
     <root>/locks/<key>.lock          held by the maker; the operating system frees it when the process ends
+
+Processes on several machines share a store over a file system that has these four properties: locks (flock) that hold
+between machines, a rename of a folder that happens whole or not at all, fsync, and folders that are read anew when they
+are opened (close-to-open consistency). NFS 4, NFS 3 with its lock service, Lustre mounted with `flock`, GPFS and BeeGFS
+with its locks switched on have them; NFS mounted with `nolock` or `local_lock` and Lustre with `localflock` have locks
+that only one machine sees, which nothing can notice from there.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from lmc.errors import UserError, refusal
 from lmc.provenance import provenance
@@ -27,6 +36,7 @@ from lmc.provenance import provenance
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
 def fingerprint(stage: str, version: int, settings: Mapping[str, Any], parents: Sequence[str] = ()) -> str:
@@ -66,18 +76,30 @@ class Store:
         self.root = root.absolute()
 
     def check_writable(self) -> None:
-        """Create the folder and write a probe file.
+        """Create the folder, write a probe file and lock it.
 
         Raises:
-            UserError: the folder cannot be written (read-only, no permission, full disk).
+            UserError: the folder cannot be written (read-only, no permission, full disk), or its file system has no
+                locks.
         """
         with _explained(self.root):
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
-            with probe.open("wb") as file:
-                file.write(b"lmc" * 1000)
-                os.fsync(file.fileno())
-            probe.unlink()
+            # A number of the process would not do: machines that share the store count their own.
+            descriptor, name = tempfile.mkstemp(prefix=".probe-", dir=self.root)
+            probe = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(b"lmc" * 1000)
+                    file.flush()
+                    os.fsync(file.fileno())
+                locks = _can_lock(probe)
+            finally:
+                probe.unlink(missing_ok=True)  # filelock may have done so
+        if not locks:
+            raise UserError(
+                f"the store {self.root} is on a file system without file locks, which keep two jobs from training the "
+                "same network; mount it with them (flock), or move the store with store.root= or LMC_STORE"
+            )
 
     def find(self, stage: str, key: str) -> Artifact | None:
         """Return the artifact if it is published and undamaged, else None.
@@ -133,6 +155,7 @@ class Store:
         with _explained(self.root):
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
         with self._lock(stage, key):
+            _look_anew(self.root / stage)
             if (found := self.find(stage, key)) is not None:
                 return found
             partial = self.root / stage / f"{key}.partial"
@@ -190,6 +213,34 @@ def _explained(root: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write the store {root}: {reason}, or move the store with store.root= or LMC_STORE"
         ) from error
+
+
+def _can_lock(path: Path) -> bool:
+    """Whether the file system locks files.
+
+    Where it does not, filelock makes do with a file that only says that there is a lock; that of a killed process would
+    stay and make all others wait for ever.
+    """
+    lock = FileLock(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # filelock's about the above
+        try:
+            with lock:
+                return not isinstance(lock, SoftFileLock)
+        except NotImplementedError:  # older releases of filelock say it so
+            return False
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return False
+            raise
+
+
+def _look_anew(folder: Path) -> None:
+    """Open the folder: only then does NFS ask its server what another machine has put there in the meantime."""
+    try:
+        os.close(os.open(folder, os.O_RDONLY))
+    except FileNotFoundError:  # nothing of this stage has been made yet
+        return
 
 
 def _digest(path: Path) -> str:

@@ -77,9 +77,7 @@ def test_a_sweep_trains_once_reports_and_computes_nothing_again(tmp_path: Path):
 
 
 def test_parallel_jobs_that_need_the_same_network_train_it_once(tmp_path: Path):
-    done = lmc(
-        tmp_path, "-m", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "alignment=none,weight_matching"
-    )
+    done = lmc(tmp_path, "-m", *SMALL, "hydra/launcher=workstation", "alignment=none,weight_matching")
     assert done.returncode == 0, done.stderr
     networks = list((tmp_path / "multirun/store/endpoints").glob("*"))
     assert len(networks) == 2

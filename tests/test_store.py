@@ -1,5 +1,7 @@
 """Keys, publication, locks and damage; processes are real where it matters."""
 
+import errno
+import fcntl
 import json
 import logging
 import multiprocessing
@@ -133,6 +135,36 @@ def test_a_store_that_cannot_be_written_is_one_clear_line(tmp_path: Path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot write the store .*move the store with store\.root= or LMC_STORE"):
         Store(tmp_path / "file" / "store").check_writable()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int):
+    """What flock(2) answers on Lustre mounted without it, on NFS without its lock service, and on some of FUSE."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"without file locks, .* mount it with them \(flock\), or move the store"):
+        Store(tmp_path).check_writable()
+    assert not list(tmp_path.glob(".probe-*"))
+
+
+def test_machines_whose_processes_have_the_same_number_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fsync, depth = os.fsync, 0
+
+    def another_machine(descriptor: int) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            Store(tmp_path).check_writable()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", another_machine)
+    Store(tmp_path).check_writable()
+    assert depth == 2
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path):

@@ -30,6 +30,11 @@ class SweepReport(Callback):
         write_pending()
 
 
+def pending() -> list[Path]:
+    """Return the folders of the sweeps that were started and have no report yet."""
+    return list(_pending)
+
+
 def write_pending() -> None:
     """Write the report of every sweep that was started and has none yet; does nothing where no sweep was started.
 
