@@ -57,5 +57,10 @@ def test_an_experiment_runs_in_small(name, tmp_path):
         return
     assert "REDUCED RUN, not the paper's: budget=smoke" in report
     cells = list(csv.DictReader((tmp_path / "sweep" / "table.csv").read_text(encoding="utf-8").splitlines()))
-    assert [f"{cell['row']}, {cell['column']}" for cell in cells if not cell["mean"]] == []
+    table = read_table(written(name)["table"], name)
+    # A column of one moment of training is empty in a training of one epoch.
+    of_a_moment = {column.label for column in table.columns if column.measure is not None and column.measure.more}
+    empty = [(cell["row"], cell["column"]) for cell in cells if not cell["mean"]]
+    assert [cell for cell in empty if cell[1] not in of_a_moment] == []
+    assert len(empty) < len(cells)
     assert {cell["within"] for cell in cells} == {""}
