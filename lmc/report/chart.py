@@ -21,18 +21,23 @@ class Curve:
     """One line to be drawn.
 
     Attributes:
-        number: of its setting; None for an unaligned path, which belongs to several.
+        settings: numbers of those it belongs to; only an unaligned path may belong to several.
         label: what it is called.
         path: "aligned" or "unaligned".
         split: "train" or "test".
         line: its values.
     """
 
-    number: int | None
+    settings: tuple[int, ...]
     label: str
     path: str
     split: str
     line: Line
+
+    @property
+    def number(self) -> int | None:
+        """Number of the setting whose colour it has; None for an unaligned path, which is grey."""
+        return None if self.path == "unaligned" else self.settings[0]
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,12 @@ def chart(curves: Sequence[Curve], metric: Metric, factor: float, title: str) ->
     ticks = nice_ticks(_extent(curves, metric, factor))
     scale = Scale(ticks[0], ticks[-1])
     parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} along the path" '
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" tabindex="0" role="img" '
+        f'aria-label="{escape(title)} along the path; the arrow keys show its values" '
         f'data-metric="{metric}" data-factor="{factor:g}" data-low="{scale.low:.8g}" data-high="{scale.high:.8g}" '
         f'data-box="{_LEFT} {_TOP} {WIDTH - _RIGHT} {HEIGHT - _BOTTOM}">',
         *_axes(scale, ticks, title),
-        *(element for curve in curves for element in _curve(curve, metric, factor, scale)),
+        *(element for place, curve in enumerate(curves) for element in _curve(place, curve, metric, factor, scale)),
         '<circle class="cursor" r="4.5"/>',
         "</svg>",
     ]
@@ -120,9 +126,9 @@ def _axes(scale: Scale, ticks: Sequence[float], title: str) -> Iterable[str]:
     )
 
 
-def _curve(curve: Curve, metric: Metric, factor: float, scale: Scale) -> Iterable[str]:
+def _curve(place: int, curve: Curve, metric: Metric, factor: float, scale: Scale) -> Iterable[str]:
     setting = "" if curve.number is None else f' data-setting="{curve.number}" {style_of(curve.number)}'
-    names = f'data-path="{curve.path}" data-split="{curve.split}"{setting}'
+    names = f'data-curve="{place}" data-path="{curve.path}" data-split="{curve.split}"{setting}'
     line, mean, deviation = curve.line, curve.line.mean(metric) * factor, curve.line.deviation(metric)
     if deviation is not None and curve.number is not None:
         low, high = mean - deviation * factor, mean + deviation * factor

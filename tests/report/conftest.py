@@ -1,6 +1,11 @@
-"""Synthetic run folders whose barriers are known in closed form."""
+"""Synthetic run folders whose barriers are known in closed form, and a browser that reads the page made of them."""
 
+import html
+import json
 import math
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +18,30 @@ from lmc.results import PathPoint, Row, path_label, path_rows, write_path, write
 POINTS = 25
 
 MakeRun = Callable[..., Path]
+Drive = Callable[..., Any]
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,1000")
+
+# What the script of a test may use; its answer is left in the document for --dump-dom.
+TOOLS = """
+<script>window.errors = []; window.onerror = function (text) { window.errors.push(text); };</script>
+"""
+PROBE = """
+<script>
+const all = (selector) => Array.from(document.querySelectorAll(selector));
+const drawn = (selector) => all(selector).filter(
+  (e) => getComputedStyle(e).display !== "none" && e.getTotalLength() > 50 && e.getBoundingClientRect().width > 50);
+const names = () => all("#results tbody tr").map((row) => row.cells[0].textContent);
+const head = (nth, label) => all("#results th[aria-sort] button").filter((b) => b.textContent.startsWith(label))[nth];
+const answer = (function () { %s })();
+const box = document.body.appendChild(document.createElement("pre"));
+box.id = "answer";
+box.textContent = JSON.stringify({ errors: window.errors, answer: answer });
+</script>
+"""
 
 
 def _points(pair: tuple[int, int], path: str, split: str, height: float) -> list[PathPoint]:
@@ -38,6 +67,7 @@ def _run(
     unaligned: float = 0.8,
     choices: Mapping[str, str | None] | None = None,
     settings: Mapping[str, Any] | None = None,
+    made: Mapping[str, Any] | None = None,
     finished: bool = True,
 ) -> Path:
     """Write a run folder: the train loss barrier of a pair is its height, on test data half as much again."""
@@ -68,7 +98,7 @@ def _run(
     write_path(folder / "path.csv", points)
     if finished:
         document = {"seeds": list(seeds), "device": "cpu", "store": {"root": str(folder)}, **(settings or {})}
-        write_summary(folder / "summary.json", document, dict(choices or {}), rows, {})  # type: ignore[arg-type]  # None is "no option"
+        write_summary(folder / "summary.json", document, dict(choices or {}), rows, made or {})  # type: ignore[arg-type]  # None is "no option"
     return folder
 
 
@@ -96,3 +126,31 @@ def sweep(tmp_path: Path) -> Path:
     _run(folder / str(job), seeds=(4, 5), finished=False)
     assert math.isclose(sum(heights["none"]), 1.7)
     return folder
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Drive:
+    """Load a page, run a script body in it, and return what the script returned; no error may have happened."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH (apt-get install chromium)")
+
+    def run(page: Path, script: str, *flags: str) -> Any:
+        copy = tmp_path / "driven.html"
+        text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + TOOLS)
+        copy.write_text(text.replace("</body>", PROBE % script + "</body>"), encoding="utf-8")
+        command = [
+            str(CHROMIUM),
+            *FLAGS,
+            *flags,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            copy.as_uri(),
+        ]
+        document = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+        found = re.search(r'<pre id="answer">(.*?)</pre>', document, re.DOTALL)
+        assert found, document[-2000:]
+        content = json.loads(html.unescape(found[1]))
+        assert content["errors"] == []
+        return content["answer"]
+
+    return run

@@ -1,69 +1,23 @@
 """The HTML page, driven in a real browser: what is drawn and what a click does, not an exit code."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
+import time
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
+from lmc.measures import MEASURES
 from lmc.report.chart import nice_ticks
+from lmc.report.estimates import Estimate
+from lmc.report.grouping import Setting
+from lmc.report.lines import Line
+from lmc.report.looks import Look, SweepLooks
+from lmc.report.page import page as make_page
 from lmc.report.sweep import write_sweep
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,1000")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (apt-get install chromium)")
-
-Drive = Callable[..., Any]
-# What the script of a test may use; its answer is left in the document for --dump-dom.
-TOOLS = """
-<script>window.errors = []; window.onerror = function (text) { window.errors.push(text); };</script>
-"""
-PROBE = """
-<script>
-const all = (selector) => Array.from(document.querySelectorAll(selector));
-const drawn = (selector) => all(selector).filter(
-  (e) => getComputedStyle(e).display !== "none" && e.getTotalLength() > 50 && e.getBoundingClientRect().width > 50);
-const names = () => all("#results tbody tr").map((row) => row.cells[0].textContent);
-const head = (nth, label) => all("#results th[aria-sort] button").filter((b) => b.textContent.startsWith(label))[nth];
-const answer = (function () { %s })();
-const box = document.body.appendChild(document.createElement("pre"));
-box.id = "answer";
-box.textContent = JSON.stringify({ errors: window.errors, answer: answer });
-</script>
-"""
-
-
-@pytest.fixture
-def drive(tmp_path: Path) -> Drive:
-    """Load a page, run a script body in it, and return what the script returned; no error may have happened."""
-
-    def run(page: Path, script: str, *flags: str) -> Any:
-        copy = tmp_path / "driven.html"
-        text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + TOOLS)
-        copy.write_text(text.replace("</body>", PROBE % script + "</body>"), encoding="utf-8")
-        command = [
-            str(CHROMIUM),
-            *FLAGS,
-            *flags,
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            copy.as_uri(),
-        ]
-        document = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-        found = re.search(r'<pre id="answer">(.*?)</pre>', document, re.DOTALL)
-        assert found, document[-2000:]
-        content = json.loads(html.unescape(found[1]))
-        assert content["errors"] == []
-        return content["answer"]
-
-    return run
+from lmc.report.tables import SweepTable
+from lmc.results import Row
 
 
 @pytest.fixture
@@ -78,7 +32,6 @@ def test_the_page_needs_nothing_outside_itself(page):
         assert outside not in text
 
 
-@needs_browser
 def test_the_paths_are_drawn(page, drive):
     counts = drive(
         page,
@@ -105,7 +58,6 @@ def test_the_paths_are_drawn(page, drive):
     assert counts["fewer"] == ["aligned test"] * 4
 
 
-@needs_browser
 def test_a_click_on_a_heading_sorts_the_rows(page, drive):
     orders = drive(
         page,
@@ -122,7 +74,6 @@ def test_a_click_on_a_heading_sorts_the_rows(page, drive):
     assert orders == [given, given[::-1], given, ["activation_matching", "none", "weight_matching"]]
 
 
-@needs_browser
 def test_pointing_at_a_path_shows_its_value(page, drive):
     shown = drive(
         page,
@@ -134,19 +85,119 @@ def test_pointing_at_a_path_shows_its_value(page, drive):
         line.closest("svg").dispatchEvent(move);
         const tip = document.querySelector(".tip");
         const text = all(".tip div").map((e) => e.textContent), shown = getComputedStyle(tip).display;
-        const bold = all(".chart path.line:not(.faint)").filter((e) => e.dataset.setting !== "2").length;
+        const opaque = all(".chart path.line").filter((e) => getComputedStyle(e).opacity === "1");
+        const bold = opaque.filter((e) => e.dataset.setting !== "2").length;
         line.closest("svg").dispatchEvent(new MouseEvent("mouseleave"));
-        return { text, shown, bold, after: getComputedStyle(tip).display };
+        return { text, shown, bold, opaque: opaque.length, after: getComputedStyle(tip).display };
         """,
     )
     # Heights 0.02 and 0.01 over the middle of the line from 0.1 to 0.3: 0.22 and 0.21.
     assert shown["text"] == ["weight_matching", "train loss 0.2150 ± 0.0071 nats", "t = 0.5, 2 pairs"]
     assert shown["shown"] == "block"
     assert shown["bold"] == 0
+    assert shown["opaque"] == 4  # on both splits, in both charts
     assert shown["after"] == "none"
 
 
-@needs_browser
+def test_the_arrow_keys_show_the_values_of_a_path(page, drive):
+    shown = drive(
+        page,
+        """
+        const svg = document.querySelector("svg.chart"), tip = document.querySelector(".tip");
+        const key = (name) => {
+          svg.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+          return getComputedStyle(tip).display === "none" ? null : Array.from(tip.children).map((e) => e.textContent);
+        };
+        document.getElementById("unaligned").click();
+        return ["Home", "ArrowRight", "ArrowUp", "End", "Escape"].map(key);
+        """,
+    )
+    names = ["none", "none", "weight_matching", "weight_matching"]
+    assert [lines[0] for lines in shown[:4]] == names
+    assert [lines[2] for lines in shown[:4]] == [f"t = {t}, 2 pairs" for t in ("0", "0.041667", "0.041667", "1")]
+    assert shown[0][1] == "train loss 0.1000 ± 0.0000 nats"
+    assert shown[3][1] == "train loss 0.3000 ± 0.0000 nats"
+    assert shown[4] is None
+
+
+def test_what_analyses_found_sorts_and_hides_the_columns_of_other_settings(sweep, drive):
+    for job, value in enumerate((1.0, 3.0, 0.25, 0.75, 7.0, 7.0)):
+        of_path = {
+            "path": "aligned",
+            "pair": (job, 9),
+            "split": "test",
+            "unit": "nats",
+            "examples": 10,
+            "key": str(job),
+        }
+        rows = [
+            Row(what=what, metric="loss", value=sign * value, more={"analysis": "some"}, **of_path)
+            for what, sign in (("found", 1), ("lost", -1))
+        ]
+        with (sweep / str(job) / "results.jsonl").open("a") as file:
+            file.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
+    write_sweep([sweep], sweep)
+    found = drive(
+        sweep / "report.html",
+        """
+        const title = all("h2").filter((e) => e.textContent === "What the analyses found")[0];
+        const table = title.parentElement.querySelector("table");
+        const heads = Array.from(table.tHead.rows[0].cells);
+        const state = () => Array.from(table.tBodies[0].rows).map((row) => Array.from(row.cells)
+          .filter((cell) => getComputedStyle(cell).display !== "none").map((cell) => cell.textContent));
+        heads[6].querySelector("button").click();
+        const sorted = state();
+        all(".filter button").filter((b) => b.dataset.is === "activation_matching")[0].click();
+        const titles = heads.filter((e) => !e.hidden).map((e) => e.textContent);
+        table.tBodies[0].rows[0].cells[6].dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+        return { sorted, titles, filtered: state(), tip: all(".tip div").map((e) => e.textContent) };
+        """,
+    )
+    names = ["some", "lost", "loss", "test", "nats"], ["some", "found", "loss", "test", "nats"]
+    # Means and sample deviations of (1, 3), (0.25, 0.75) and (7, 7).
+    values = [["2.0000 ± 1.4142", "0.5000 ± 0.3536", "7.0000 ± 0.0000"]]
+    values.insert(0, [f"-{value}" for value in values[0]])
+    assert found["sorted"] == [[*name, *own] for name, own in zip(names, values, strict=True)]
+    assert found["filtered"] == [[*name, own[1]] for name, own in zip(names, values, strict=True)]
+    assert found["titles"] == ["analysis", "what", "metric", "split", "unit", "activation_matching"]
+    assert found["tip"] == ["lost, loss", "-0.5 ± 0.3535533906 nats, n = 2"]
+
+
+def test_a_narrow_page_scrolls_its_tables_alone(page, drive):
+    found = drive(
+        page,
+        """
+        document.documentElement.style.width = "400px";
+        const parts = all(".card, .filters, .legend, .charts, .scroll");
+        const right = Math.max(...parts.map((e) => e.getBoundingClientRect().right));
+        const tables = all(".scroll").map((e) => e.scrollWidth > e.clientWidth);
+        return { right, tables };
+        """,
+    )
+    assert found["right"] <= 400
+    assert found["tables"] == [True]
+
+
+def test_the_page_of_many_settings_is_small_and_soon_written():
+    generator = np.random.default_rng(0)
+    t = np.linspace(0, 1, 25)
+    names = [(f"alignment {n % 10}", f"{2 ** (n // 10)}") for n in range(100)]
+    settings = [Setting(values, []) for values in names]
+    estimates = [[Estimate(*generator.random(2), 5) for _ in MEASURES] for _ in settings]
+    table = SweepTable(["alignment", "width"], settings, [5] * 100, list(MEASURES), estimates)
+    kinds = [(path, split) for path in ("aligned", "unaligned") for split in ("train", "test")]
+    named = [
+        (setting.label, {kind: Line(t, generator.random((5, 25)), generator.random((5, 25))) for kind in kinds})
+        for setting in settings
+    ]
+    found = [Look("some", f"quantity {n}", "loss", "test", "nats") for n in range(30)]
+    looks = SweepLooks(found, [[Estimate(*generator.random(2), 5) for _ in settings] for _ in found])
+    start = time.perf_counter()
+    text = make_page([], table, named, [], looks, None, [], [])
+    assert time.perf_counter() - start < 10
+    assert len(text.encode()) < 3e6
+
+
 def test_light_and_dark_follow_the_reader(page, drive):
     script = "return getComputedStyle(document.body).backgroundColor;"
     light = drive(page, script, "--blink-settings=preferredColorScheme=1")
@@ -156,7 +207,6 @@ def test_light_and_dark_follow_the_reader(page, drive):
     assert brightness[1] < 150
 
 
-@needs_browser
 def test_a_hostile_name_is_text(tmp_path, make_run, drive):
     name = '</script><img onerror="boom()" src=x>"\'&'
     make_run(tmp_path / "sweep" / "0", settings={"note": name})
