@@ -1,14 +1,15 @@
 """Every experiment file: its table can be read, its jobs compose, and all of it runs in small."""
 
 import csv
-import os
-import subprocess
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 
+from lmc import app
 from lmc.config import conf_dir
 from lmc.experiment.table import read_table
 
@@ -35,22 +36,29 @@ def test_a_table_says_what_it_is_and_all_its_numbers_have_a_place(name):
     assert all(column.tolerance for column in table.columns if column.published)
 
 
-def smoke(name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run an experiment on drawn images, as a user would."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LMC_STORE": str(folder / "store")}
-    command = [sys.executable, "-W", "error", "-m", "lmc.app", f"experiment={name}", "budget=smoke"]
-    of_its_own = "dataset" not in {line.partition("=")[0] for line in written(name).get("table", {}).get("smoke", ())}
-    drawn = ["dataset=synthetic", "dataset.size=8", "dataset.channels=1"] if of_its_own else []
-    more = [*drawn, "tracker.mode=disabled", "hydra.sweep.dir=sweep"]
-    return subprocess.run(
-        [*command, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+@pytest.fixture
+def lmc(tmp_path, monkeypatch):
+    """The command line, in this process and in a folder of its own: to import all takes longer than an experiment."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["lmc", *arguments])
+        try:
+            app.main()
+        finally:
+            GlobalHydra.instance().clear()
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers[:], root.level = handlers, level
+
+    return run
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_runs_in_small(name, tmp_path):
-    done = smoke(name, tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_an_experiment_runs_in_small(name, lmc, tmp_path):
+    lmc(f"experiment={name}", "budget=smoke", "tracker.mode=disabled", "hydra.sweep.dir=sweep")
     report = (tmp_path / "sweep" / "report.md").read_text(encoding="utf-8")
     assert "## Missing" not in report
     if name not in TABLES:

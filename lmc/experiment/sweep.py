@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str]) -> list[list[str]] | None:
-    """Return the overrides of every job of the experiment's table; None if the experiment has no table.
+    """Return the overrides of every job of the experiment's table; None if the experiment says nothing of its jobs.
+
+    An experiment without a table can still say what a budget puts over its jobs.
 
     Args:
         composed: the configuration of the sweep, with the node `hydra`.
@@ -26,14 +29,17 @@ def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str
     """
     choices = composed.hydra.runtime.choices
     name, budget = choices.get("experiment"), choices.get("budget")
-    node = OmegaConf.to_container(composed.table, resolve=True) if composed.table is not None else None
-    assert node is None or isinstance(node, dict)
-    table = read_table({str(key): value for key, value in node.items()} if node else None, name)
-    if table is None:
+    if composed.table is None:
         return None
+    plain = OmegaConf.to_container(composed.table, resolve=True)
+    assert isinstance(plain, dict)
+    node: dict[str, Any] = {str(key): value for key, value in plain.items()}
+    table = read_table(node, name)
+    if table is None:
+        return BasicSweeper.split_arguments(parse([*params, *node.get(budget or "", ()), *arguments]), None)[0]
     for problem in table.problems:
         log.warning("%s", problem)
-    chosen, for_all = chosen_jobs(table, node["only"] if node else {}, budget, arguments)
+    chosen, for_all = chosen_jobs(table, node["only"], budget, arguments)
     if not chosen:
         raise UserError(f"experiment={name}: nothing of the table is left to be done; choose other rows or columns")
     changed = changes(table, arguments)

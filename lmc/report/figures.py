@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,10 @@ STYLE: Any = {  # matplotlib types its keys one by one, differently in each vers
     "svg.fonttype": "path",
 }
 
+MOST_PANELS = 16
+"""More panels could not be told apart on a page, and take minutes to draw."""
+
+T = TypeVar("T")
 Lines = Mapping[tuple[str, str], Line]
 
 
@@ -87,7 +91,8 @@ def _panels_of_settings(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "F
 
     counts = [len({values[place] for values, _ in settings}) for place in range(len(settings[0][0]))]
     column = counts.index(max(counts))
-    titles = list(dict.fromkeys(values[column] for values, _ in settings))
+    everything = list(dict.fromkeys(values[column] for values, _ in settings))
+    titles = spread(everything)
     others = list(dict.fromkeys(values[:column] + values[column + 1 :] for values, _ in settings))
     rows = -(-len(titles) // _COLUMNS)
     keys = [(PALETTE[n % len(PALETTE)], label_of(values)) for n, values in enumerate(others) if values]
@@ -107,8 +112,22 @@ def _panels_of_settings(settings: Sequence[tuple[tuple[str, ...], Lines]]) -> "F
         if number + _COLUMNS >= len(titles):
             axes.set_xlabel("t (0: fixed, 1: moving)")
             axes.tick_params(labelbottom=True)
+    if len(titles) < len(everything):
+        figure.suptitle(few_of_many(len(titles), len(everything)))
     _legends(figure, settings, keys, 3)
     return figure
+
+
+def spread(panels: Sequence[T]) -> list[T]:
+    """Return all panels if a page has room for them, else as many as it has room for, at equal distances."""
+    if len(panels) <= MOST_PANELS:
+        return list(panels)
+    return [panels[round(place)] for place in np.linspace(0, len(panels) - 1, MOST_PANELS)]
+
+
+def few_of_many(shown: int, number: int) -> str:
+    """Return the title of a figure that does not show everything."""
+    return f"{shown} of {number} panels; all numbers are in report.html"
 
 
 def _draw_settings(
@@ -175,6 +194,7 @@ def save(figure: "Figure", stem: Path) -> list[Path]:
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
     with rc_context(STYLE):
         figure.savefig(png, dpi=300)
+        figure.set_layout_engine("none")  # it has found the places of everything, which takes as long as the drawing
         figure.savefig(svg, metadata={"Date": None})
     return [png, svg]
 

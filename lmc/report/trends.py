@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmc.measures import TREND_MEASURES
 from lmc.report.estimates import Estimate, estimate
-from lmc.report.figures import COLUMN_INCHES, GREY, PALETTE, STYLE
+from lmc.report.figures import COLUMN_INCHES, GREY, PALETTE, STYLE, few_of_many, spread
 from lmc.report.grouping import label_of
 from lmc.report.looks import Look, SweepLooks
 from lmc.report.tables import SweepTable
@@ -65,24 +65,27 @@ def trend_figure(found: Trend) -> "Figure":
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for own in found.panels.values() for name in own))
-    across = min(_PANELS_IN_A_ROW, len(found.panels))
-    down = math.ceil(len(found.panels) / across)
+    shown = {label: found.panels[label] for label in spread(list(found.panels))}
+    names = list(dict.fromkeys(name for own in shown.values() for name in own))
+    across = min(_PANELS_IN_A_ROW, len(shown))
+    down = math.ceil(len(shown) / across)
     with rc_context(STYLE):
         width = COLUMN_INCHES * (1 if across == 1 else 2)
         figure = Figure(figsize=(width, 0.5 + 2.1 * down + 0.17 * len(names)), layout="constrained")
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        for number, (label, own) in enumerate(found.panels.items()):
+        for number, (label, own) in enumerate(shown.items()):
             axes = panels[number // across, number % across]
             for name, points in own.items():
                 _draw(axes, points, name, names)
             axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-            axes.set_title(label if len(found.panels) > 1 else "")
+            axes.set_title(label if len(shown) > 1 else "")
             _scale(axes, [x for points in own.values() for x, _ in points])
-        for axes in panels.flatten()[len(found.panels) :]:
+        for axes in panels.flatten()[len(shown) :]:
             axes.set_axis_off()
         for axes in panels[-1]:
             axes.set_xlabel(found.column)
+        if len(shown) < len(found.panels):
+            figure.suptitle(few_of_many(len(shown), len(found.panels)))
         figure.supylabel("test loss barrier (nats)", fontsize=8)
         handles = {
             handle.get_label(): handle for axes in panels.flatten() for handle in axes.get_legend_handles_labels()[0]

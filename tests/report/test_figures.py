@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -105,3 +107,14 @@ def test_drawing_leaves_matplotlib_as_it_was(three_pairs, tmp_path):
     before = dict(matplotlib.rcParams)
     save(run_figure(lines([three_pairs])), tmp_path / "a")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_page_has_room_for_so_many_panels_and_says_what_it_leaves_out():
+    from lmc.report.figures import MOST_PANELS, spread, sweep_figure
+
+    assert spread(list("abc")) == ["a", "b", "c"]
+    found = spread(list(range(100)))
+    assert (len(found), found[0], found[-1]) == (MOST_PANELS, 0, 99)
+    assert max(b - a for a, b in itertools.pairwise(found)) - min(b - a for a, b in itertools.pairwise(found)) <= 1
+    figure = sweep_figure([((str(number),), {}) for number in range(100)])
+    assert figure.get_suptitle() == f"{MOST_PANELS} of 100 panels; all numbers are in report.html"
