@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -24,9 +24,9 @@ class ResNet(nn.Module):
     two blocks each are ResNet18 (section 3.4) without what shrinks large images at its start.
 
     A block is conv-norm-ReLU-conv-norm, the shortcut is added, then ReLU. The first block of every stage but the first
-    halves the feature map; its shortcut is a 1 x 1 convolution with a normalisation (option B), as in Tatro et al.
-    (2020) and REPAIR. (Git Re-Basin has 3 x 3 there; option A of the original pads with zeros and has no parameter.)
-    Weights are drawn as He et al. (2015) do for ReLU (normal, variance 2 / fan out; 1 / inputs in the last
+    halves the feature map; its shortcut is a convolution with a normalisation, 1 x 1 (option B) as in Tatro et al.
+    (2020), or 3 x 3 as in the code of Git Re-Basin and REPAIR. (Option A of the original pads with zeros and has no
+    parameter.) Weights are drawn as He et al. (2015) do for ReLU (normal, variance 2 / fan out; 1 / inputs in the last
     layer), biases are 0. Without a normalisation the last convolution of each of the L blocks starts L**(-1/2) times
     smaller, which keeps the variance bounded (Hayou et al. 2021, "Stable ResNet").
 
@@ -37,12 +37,13 @@ class ResNet(nn.Module):
         width: multiplier of all channels.
         norm: after each convolution.
         channels: of each stage; the first convolution has those of the first stage.
+        shortcut_kernel: side of the convolution in the shortcuts that halve the feature map.
 
     Raises:
         UserError: `depth` is not 2 s n + 2, or there is no stage.
     """
 
-    absent_at_default: ClassVar[frozenset[str]] = frozenset({"channels"})
+    absent_at_default: ClassVar[frozenset[str]] = frozenset({"channels", "shortcut_kernel"})
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class ResNet(nn.Module):
         width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
         norm: Norm = "batch",
         channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = CHANNELS,
+        shortcut_kernel: Literal[1, 3] = 1,
     ) -> None:
         super().__init__()
         blocks = blocks_of_a_stage(depth, each=2 * len(channels), rest=2, kind="ResNet")
@@ -64,7 +66,8 @@ class ResNet(nn.Module):
             outputs = scaled(base, width)
             for block in range(blocks):
                 halve = stage > 0 and block == 0
-                stack.append(Block(inputs, outputs, norm, stride=2 if halve else 1, project=halve))
+                kernel = shortcut_kernel if halve else None
+                stack.append(Block(inputs, outputs, norm, stride=2 if halve else 1, shortcut_kernel=kernel))
                 inputs = outputs
         self.blocks = nn.ModuleList(stack)
         self.classifier = nn.Linear(inputs, classes)
@@ -105,19 +108,18 @@ def shrink_branches(last: Sequence[nn.Conv2d]) -> None:
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut: the identity, or with `project` a 1 x 1 convolution and its norm."""
+    """Two 3 x 3 convolutions and a shortcut: the identity, or a convolution of side `shortcut_kernel` and its norm."""
 
-    def __init__(self, inputs: int, outputs: int, norm: Norm, *, stride: int, project: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: Norm, *, stride: int, shortcut_kernel: int | None) -> None:
         super().__init__()
         self.conv1 = conv(inputs, outputs, 3, norm, stride=stride, padding=1)
         self.norm1 = norm2d(norm, outputs)
         self.conv2 = conv(outputs, outputs, 3, norm, padding=1)
         self.norm2 = norm2d(norm, outputs)
-        self.shortcut = (
-            nn.Sequential(conv(inputs, outputs, 1, norm, stride=stride), norm2d(norm, outputs))
-            if project
-            else nn.Identity()
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if shortcut_kernel is not None:
+            layer = conv(inputs, outputs, shortcut_kernel, norm, stride=stride, padding=shortcut_kernel // 2)
+            self.shortcut = nn.Sequential(layer, norm2d(norm, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's feature map: (B, inputs, H, W) to (B, outputs, H / stride, W / stride), rounded up."""

@@ -154,3 +154,11 @@ def test_deep_residual_network_without_norm_starts_at_a_usable_scale(network, ph
         for block in deep.blocks:
             block.get_submodule(last).weight *= math.sqrt(len(deep.blocks))
     assert deep(photographs).std() > 1e3
+
+
+def test_a_shortcut_of_three_by_three_is_that_of_git_rebasin(network):
+    # Two halving shortcuts, 16 to 32 and 32 to 64 channels: nine weights for one; the feature maps are the same.
+    plain, wide = network("resnet20"), network("resnet20", shortcut_kernel=3)
+    assert parameters(wide) - parameters(plain) == 8 * (16 * 32 + 32 * 64)
+    images = torch.zeros(2, 3, 32, 32)
+    assert wide(images).shape == plain(images).shape
