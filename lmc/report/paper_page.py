@@ -10,7 +10,7 @@ from lmc.report.page_filters import filters
 from lmc.report.page_parts import bullets, head, of_values, sortable, tip, with_code
 from lmc.report.page_tables import precise
 from lmc.report.paper import Cell, PaperTable
-from lmc.report.paper_texts import LEGEND, difference, heading, notes, ours, published
+from lmc.report.paper_texts import FINDING, MISSING, difference, heading, notes, ours, published
 
 _FOLDERS = 4
 _LEAD = "† a lead: the number was not read in the paper or its code"
@@ -115,10 +115,9 @@ def _of_published(cell: Cell, unit: str) -> list[str]:
 
 def _below(found: PaperTable) -> str:
     """The notes: findings first, what is missing folded up, the rest as it is; this page has a legend of its own."""
-    lines = [line for line in notes(found) if line != LEGEND]
-    findings = [text for kind, _, text in (line.partition(": ") for line in lines) if kind == "Finding"]
-    missing = [text for kind, _, text in (line.partition(": ") for line in lines) if kind == "Missing"]
-    rest = [line for line in lines if line.partition(": ")[0] not in ("Finding", "Missing")]
+    known = notes(found)
+    findings, missing = ([text for kind, text in known if kind == wanted] for wanted in (FINDING, MISSING))
+    rest = [f"{kind}: {text}" for kind, text in known if kind not in (FINDING, MISSING)]
     parts = [f'<div class="findings"><h3>Findings</h3>{bullets(findings)}</div>'] if findings else []
     if missing:
         parts.append(f"<details><summary>Missing: {escape(missing[0])}</summary>{bullets(missing[1:])}</details>")

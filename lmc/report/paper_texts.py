@@ -15,6 +15,7 @@ LEGEND = (
     "✗ outside it (judged only where the recipe is the paper's). † a lead: the number was not read in the paper or its "
     "code. – not measured yet."
 )
+FINDING, MISSING = "Finding", "Missing"
 _HEADS = (
     *("experiment", "budget", "changed", "row", "column", "unit", "mean", "std", "n"),
     *("published", "published_std", "lead", "source", "difference", "tolerance", "within"),
@@ -27,23 +28,22 @@ def markdown_paper(found: PaperTable) -> str:
     heads, body = _heads(found), _body(found)
     lines = [heads, ["---", *("---:" for _ in heads[1:])], *body]
     table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
-    below = "\n".join(f"- {line}" for line in notes(found))
+    below = "\n".join(f"- {line}" for line in [LEGEND, *(f"{kind}: {text}" for kind, text in notes(found))])
     return f"## {found.table.title}\n\n**{found.banner}**\n\n{found.table.paper}\n\n{table}\n{below}\n"
 
 
-def notes(found: PaperTable) -> list[str]:
-    """Return what has to be known of a table: how it is read, where it comes from, what is missing, what was found."""
+def notes(found: PaperTable) -> list[tuple[str, str]]:
+    """Return what has to be known of a table, and of which kind it is: FINDING, MISSING (the first is the sum), ..."""
     sources = dict.fromkeys(cell.published.source for cell in found.filled_or_not if cell.published is not None)
     made = dict.fromkeys(_made(run.made) for runs in found.runs.values() for run in runs if run.made)
-    lines = [LEGEND]
-    lines += [f"Published numbers: {source}" for source in sources if source]
-    lines += [f"Ours: `{found.command}`", *(f"Made with {line}" for line in made)]
+    lines = [("Published numbers", source) for source in sources if source]
+    lines += [("Ours", f"`{found.command}`"), *(("Made with", line) for line in made)]
     costs = {cost.job: cost for cost in missing_costs(found)}
     if found.missing:
         total = f", about {duration(sum(cost.seconds for cost in costs.values()))} in all" if costs else ""
-        lines.append(f"Missing: {len(found.missing)} of {len(found.table.jobs())} jobs{total}")
-        lines += [f"Missing: {job}{_about(costs.get(job))}" for job in found.missing]
-    return [*lines, *(f"Finding: {finding}" for finding in found.table.findings)]
+        lines.append((MISSING, f"{len(found.missing)} of {len(found.table.jobs())} jobs{total}"))
+        lines += [(MISSING, f"{job}{_about(costs.get(job))}") for job in found.missing]
+    return [*lines, *((FINDING, finding) for finding in found.table.findings)]
 
 
 def comma_separated_papers(tables: Sequence[PaperTable]) -> str:

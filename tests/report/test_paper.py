@@ -187,7 +187,7 @@ def test_markdown(sweep):
     assert "| never run | – [1] |  |" in text
     assert "- Finding: Because of this." in text
     assert "- Ours: `lmc -m experiment=paper/table`" in text
-    assert "- Made with torch 9.9; commit abc; a machine" in text
+    assert "- Made with: torch 9.9; commit abc; a machine" in text
 
 
 def test_latex_escapes_what_has_a_meaning_there(sweep):
