@@ -1,13 +1,14 @@
 """What the missing cells of a paper's table would cost, judged by the times of the jobs that have ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmc.report.paper import PaperTable
 from lmc.report.runs import FinishedRun
 
 # Settings that come after the training of the networks: jobs that differ in nothing else share them.
-_AFTER_TRAINING = ("alignment", "merge", "curve", "statistics", "evaluation", "analysis", "seed")
+_AFTER_TRAINING = frozenset({"alignment", "merge", "curve", "statistics", "evaluation", "analysis", "seed"})
+_SEARCHES = frozenset({"alignment", "merge"})
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,18 @@ class Cost:
         job: what it is known by.
         seconds: for as many repetitions as the nearest job has.
         like: the finished job that it was judged by: the one that shares most settings with it.
+        at_least: the search for a permutation comes on top: it is by another method, of which nothing is known.
     """
 
     job: str
     seconds: float
     like: str
+    at_least: bool
+
+    @property
+    def text(self) -> str:
+        """For people: "about 12 min", "at least 3.5 h"."""
+        return f"{'at least' if self.at_least else 'about'} {duration(self.seconds)}"
 
 
 def missing_costs(found: PaperTable) -> list[Cost]:
@@ -37,17 +45,25 @@ def missing_costs(found: PaperTable) -> list[Cost]:
     for job in found.missing if known else ():
         like = max(known, key=lambda other: len(overrides[other] & overrides[job]))
         differing = overrides[like] ^ overrides[job]
-        shared = all(line.partition("=")[0].split(".")[0] in _AFTER_TRAINING for line in differing)
-        costs.append(Cost(job, _seconds(known[like], without="endpoints" if shared else ""), like))
+        groups = {line.partition("=")[0].split(".")[0] for line in differing}
+        searches = bool(groups & _SEARCHES)
+        without = {*(["endpoints"] if groups <= _AFTER_TRAINING else []), *(["alignment"] if searches else [])}
+        costs.append(Cost(job, _seconds(known[like], without), like, searches))
     return costs
 
 
-def _seconds(runs: Sequence[FinishedRun], without: str) -> float:
-    """Seconds that all artifacts of `runs` took together, each of them once."""
+def total(costs: Sequence[Cost]) -> str:
+    """Return what all of them would cost together, for people."""
+    seconds = sum(cost.seconds for cost in costs)
+    return Cost("", seconds, "", any(cost.at_least for cost in costs)).text
+
+
+def _seconds(runs: Sequence[FinishedRun], without: Collection[str]) -> float:
+    """Seconds that all artifacts of `runs` took together, each of them once, but for those of some stages."""
     artifacts: dict[str, Mapping[str, object]] = {}
     for run in runs:
         artifacts |= run.made.get("artifacts", {})
-    return sum(float(str(one["seconds"])) for one in artifacts.values() if one["stage"] != without)
+    return sum(float(str(one["seconds"])) for one in artifacts.values() if one["stage"] not in without)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from lmc.experiment.table import Column
-from lmc.report.costs import duration, missing_costs
+from lmc.report.costs import missing_costs
 from lmc.report.grouping import ABSENT
 from lmc.report.page_filters import filters
 from lmc.report.page_parts import bullets, head, of_values, sortable, tip, with_code
@@ -45,7 +45,7 @@ def _section(found: PaperTable) -> str:
 
 
 def _table(found: PaperTable, rows: Mapping[str, Values], columns: Sequence[Values]) -> str:
-    costs = {cost.job: f"missing, about {duration(cost.seconds)}" for cost in missing_costs(found)}
+    costs = {cost.job: f"missing, {cost.text}" for cost in missing_costs(found)}
     absent = {job: costs.get(job, "missing") for job in found.missing}
     heads = [head("row", number=False)]
     for column, own in zip(found.table.columns, columns, strict=True):

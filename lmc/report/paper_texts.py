@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from io import StringIO
 
 from lmc.experiment.table import Column
-from lmc.report.costs import Cost, duration, missing_costs
+from lmc.report.costs import Cost, missing_costs, total
 from lmc.report.paper import Cell, PaperTable
 from lmc.report.tables import escape_latex
 from lmc.report.text import as_text
@@ -40,8 +40,8 @@ def notes(found: PaperTable) -> list[tuple[str, str]]:
     lines += [("Ours", f"`{found.command}`"), *(("Made with", line) for line in made)]
     costs = {cost.job: cost for cost in missing_costs(found)}
     if found.missing:
-        total = f", about {duration(sum(cost.seconds for cost in costs.values()))} in all" if costs else ""
-        lines.append((MISSING, f"{len(found.missing)} of {len(found.table.jobs())} jobs{total}"))
+        altogether = f", {total(list(costs.values()))} in all" if costs else ""
+        lines.append((MISSING, f"{len(found.missing)} of {len(found.table.jobs())} jobs{altogether}"))
         lines += [(MISSING, f"{job}{_about(costs.get(job))}") for job in found.missing]
     return [*lines, *((FINDING, finding) for finding in found.table.findings)]
 
@@ -161,7 +161,7 @@ def _made(made: object) -> str:
 
 
 def _about(cost: Cost | None) -> str:
-    return "" if cost is None else f" (about {duration(cost.seconds)}, judged by {cost.like})"
+    return "" if cost is None else f" ({cost.text}, judged by {cost.like})"
 
 
 def _latex_row(cells: Sequence[str]) -> str:

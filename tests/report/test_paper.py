@@ -166,9 +166,10 @@ def test_what_is_missing_and_what_it_would_cost(sweep):
     table = only_table(sweep)
     assert table.missing == ["alignment=am seed=3"]
     (cost,) = missing_costs(table)
-    # Judged by a job that differs in alignment and seed alone: its networks are there, its two paths took 10 s each.
-    assert cost.seconds == 20
-    assert "- Missing: 1 of 3 jobs, about 20 s in all" in markdown_paper(table)
+    # Judged by a job that differs in alignment and seed alone: its networks are there, its two paths took 10 s each; how
+    # long the other alignment takes is not known.
+    assert (cost.seconds, cost.at_least) == (20, True)
+    assert "- Missing: 1 of 3 jobs, at least 20 s in all" in markdown_paper(table)
 
 
 @pytest.mark.parametrize(

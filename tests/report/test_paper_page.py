@@ -109,7 +109,7 @@ def test_a_cell_shows_ours_the_published_number_and_the_verdict(page, drive):
         ["Activations", "0.060 ± 0.014 paper 0.055 +0.005 ✓", f"{accuracy} paper 95† +0.50"],
         ["Weights <b>&\"'", "0.015 ± 0.007 paper 0.115 ± 0.003 -0.100 ✗", accuracy],
         ["Weights, narrow", "0.450 ± 0.071", accuracy],
-        ["Transport", "missing, about 5 min paper 0.25", ""],
+        ["Transport", "missing, at least 5 min paper 0.25", ""],
     ]
     assert found["banner"] == "budget=paper, the recipe to the letter"
     assert found["reduced"] == found["nested"] == found["outside"] == 0
@@ -119,7 +119,7 @@ def test_a_cell_shows_ours_the_published_number_and_the_verdict(page, drive):
     ]
     assert found["size"][0] > found["size"][1]
     assert len(set(found["colours"])) == 3
-    assert found["missing"] == "Missing: 1 of 4 jobs, about 5 min in all"
+    assert found["missing"] == "Missing: 1 of 4 jobs, at least 5 min in all"
 
 
 def test_a_tip_says_all_that_is_known_of_a_cell_also_to_the_keyboard(page, drive):
@@ -156,7 +156,7 @@ def test_a_tip_says_all_that_is_known_of_a_cell_also_to_the_keyboard(page, drive
     assert "paper: 95† %, from a table in <another> paper" in found["lead"]
     assert any(line.startswith("† a lead") for line in found["lead"])
     assert "difference: +0.5 %; no tolerance is set" in found["lead"]
-    assert found["missing"][1] == "ours: missing, about 5 min"
+    assert found["missing"][1] == "ours: missing, at least 5 min"
     assert (found["shown"], found["hidden"], found["stops"]) == ("block", "none", 1)
     name = "Weights <b>&\"', "
     assert found["focus"] == [
