@@ -52,7 +52,7 @@ const lines = () => Array.from(tip.children).map((e) => e.textContent);
 def write_paper_runs(folder: Path, make_run: Any, changed: Sequence[str] = (), budget: str | None = None) -> None:
     """Two pairs of networks for each row that has heights; each job took ten minutes, five of them training."""
     artifacts = {
-        f"{number}": {"stage": stage, "seconds": 300.0} for number, stage in enumerate(("endpoints", "alignment"))
+        f"{number}": {"stage": stage, "seconds": 300.0} for number, stage in enumerate(("endpoints", "evaluation"))
     }
     made = {"commit": "abc", "versions": {"torch": "2.9"}, "hardware": "a machine", "artifacts": artifacts}
     for row, heights in HEIGHTS.items():
