@@ -36,8 +36,8 @@ class StoreConfig:
 class TableConfig:
     """What an experiment file says of its table; `lmc.experiment.table` reads and checks it.
 
-    Not the file's are `only` (which rows and columns are wanted), `job` (which of its jobs this is) and `changed` (what
-    the command line changed of the experiment).
+    Not the file's are `only` (which rows and columns are wanted), `stands_for` (which of the table's jobs this one is)
+    and `changed` (what the command line changed of the experiment).
     """
 
     title: str = ""
@@ -50,7 +50,7 @@ class TableConfig:
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     only: dict[str, Any] = field(default_factory=dict)
-    job: str | None = None
+    stands_for: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
 

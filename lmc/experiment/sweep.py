@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str]) -> list[list[str]] | None:
     """Return the overrides of every job of the experiment's table; None if the experiment says nothing of its jobs.
 
-    An experiment without a table can still say what a budget puts over its jobs.
+    A budget can make several jobs of a table the same: one is run and stands for all of them. An experiment without a
+    table can still say what a budget puts over its jobs.
 
     Args:
         composed: the configuration of the sweep, with the node `hydra`.
@@ -43,13 +44,17 @@ def jobs_of(composed: DictConfig, params: Sequence[str], arguments: Sequence[str
     if not chosen:
         raise UserError(f"experiment={name}: nothing of the table is left to be done; choose other rows or columns")
     changed = changes(table, arguments)
-    marks = [f"table.changed=[{','.join(map(_quoted, changed))}]"] if changed else []
-    jobs: list[list[str]] = []
+    marks = [_listed("changed", changed)] if changed else []
+    stand_for: dict[tuple[str, ...], list[str]] = {}
     for job in chosen:
-        lines = [*params, *job.overrides, *for_all, f"table.job={_quoted(job.name)}", *marks]
-        jobs += BasicSweeper.split_arguments(parse(lines), None)[0]
-    log.info("%s: %s of %s, %s in all", name, len(chosen), len(table.jobs()), len(jobs))
-    return jobs
+        for overrides in BasicSweeper.split_arguments(parse([*params, *job.overrides, *for_all, *marks]), None)[0]:
+            stand_for.setdefault(tuple(overrides), []).append(job.name)
+    log.info("%s: %s of %s jobs of the table, %s in all", name, len(chosen), len(table.jobs()), len(stand_for))
+    return [[*overrides, _listed("stands_for", names)] for overrides, names in stand_for.items()]
+
+
+def _listed(name: str, values: Sequence[str]) -> str:
+    return f"table.{name}=[{','.join(map(_quoted, values))}]"
 
 
 def _quoted(text: str) -> str:

@@ -204,7 +204,7 @@ class _TableAsWritten(_Strict):
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     only: dict[str, Any] = field(default_factory=dict)
-    job: str | None = None
+    stands_for: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
 

@@ -123,7 +123,7 @@ def paper_tables(runs: Sequence[FinishedRun]) -> tuple[list[PaperTable], list[st
     kinds: dict[tuple[str, str, tuple[str, ...]], list[FinishedRun]] = {}
     for run in runs:
         node = run.settings.get("table")
-        if node and node.get("job"):
+        if node and node.get("stands_for"):
             kind = run.choices.get("experiment", ""), run.choices.get("budget", FULL), tuple(node["changed"])
             kinds.setdefault(kind, []).append(run)
     tables, problems = [], _of_many_kinds(list(kinds))
@@ -137,7 +137,8 @@ def paper_tables(runs: Sequence[FinishedRun]) -> tuple[list[PaperTable], list[st
         problems += table.problems
         by_job: dict[str, list[FinishedRun]] = {}
         for run in own:
-            by_job.setdefault(run.settings["table"]["job"], []).append(run)
+            for job in run.settings["table"]["stands_for"]:
+                by_job.setdefault(job, []).append(run)
         if gone := [job for job in by_job if job not in table.jobs()]:
             problems.append(
                 f"experiment={experiment}: the table has no cell for {gone[0]}; its runs are left out of it"

@@ -38,7 +38,7 @@ def large_sweep(tmp_path: Path) -> Path:
         write_rows(folder / "results.jsonl", rows)
         write_path(folder / "path.csv", points)
         own = json.loads(json.dumps(settings)) | {"training": {"epochs": job // 5}, "seeds": [job, job + 1]}
-        own["table"] = {**TABLE, "job": f"training.epochs={job // 5}"}
+        own["table"] = {**TABLE, "stands_for": [f"training.epochs={job // 5}"]}
         made = {"versions": {}, "commit": None, "hardware": "", "artifacts": {}}
         write_summary(folder / "summary.json", own, {"alignment": "none", "experiment": "e"}, rows, made)
     return tmp_path

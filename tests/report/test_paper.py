@@ -65,7 +65,7 @@ def run(make_run, folder: Path, alignment: str, seeds, height: float, *, budget=
             seeds=seeds,
             heights=height,
             choices={"experiment": "paper/table", "budget": budget, "alignment": alignment},
-            settings={"table": {**table, "job": f"alignment={alignment}", "changed": list(changed)}},
+            settings={"table": {**table, "stands_for": [f"alignment={alignment}"], "changed": list(changed)}},
         ),
         alignment,
         seeds,
@@ -166,8 +166,8 @@ def test_what_is_missing_and_what_it_would_cost(sweep):
     table = only_table(sweep)
     assert table.missing == ["alignment=am seed=3"]
     (cost,) = missing_costs(table)
-    # Judged by a job that differs in alignment and seed alone: its networks are there, its two paths took 10 s each; how
-    # long the other alignment takes is not known.
+    # Judged by a job that differs in alignment and seed alone: its networks are there, its two paths took 10 s each;
+    # how long the other alignment takes is not known.
     assert (cost.seconds, cost.at_least) == (20, True)
     assert "- Missing: 1 of 3 jobs, at least 20 s in all" in markdown_paper(table)
 

@@ -59,7 +59,7 @@ def write_paper_runs(folder: Path, make_run: Any, changed: Sequence[str] = (), b
         choices: Mapping[str, str | None] = {
             "dataset": "digits", "experiment": "someone", "budget": budget, "alignment": ROWS[row][0].partition("=")[2],
         }  # fmt: skip
-        node = {**TABLE, "job": " ".join(sorted(ROWS[row])), "changed": list(changed)}
+        node = {**TABLE, "stands_for": [" ".join(sorted(ROWS[row]))], "changed": list(changed)}
         settings = {"architecture": {"width": int(ROWS[row][1].partition("=")[2])}, "table": node}
         for seeds, height in zip(((0, 1), (2, 3)), heights, strict=True):
             name = f"{len(list(folder.glob('*'))) if folder.is_dir() else 0}"
