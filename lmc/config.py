@@ -49,7 +49,7 @@ class TableConfig:
     quick: list[str] = field(default_factory=list)
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-    only: dict[str, Any] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
     stands_for: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
@@ -189,8 +189,12 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher" and name in _LAUNCHERS:
             return f'hydra/launcher: {name} is not installed; pip install "lmc[{_LAUNCHERS[name]}]"'
-        # Of a group of which many are chosen Hydra does not say what options there are.
-        options = error.options or [path.stem for path in Path(conf_dir(), group).glob("*.yaml")]
+        if group.startswith("experiment"):  # those of a paper are in a folder of their own
+            group, name = "experiment", f"{group}/{name}".removeprefix("experiment/")
+        folder, options = Path(conf_dir(), group), set(error.options or ())
+        if group == "experiment" or not options:  # Hydra says nothing of other folders, and of groups of many
+            paths = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+            options |= {path.relative_to(folder).with_suffix("").as_posix() for path in paths}
         if options:
             return f"{group}={name} is no option; {nearest(name, options)}known: {', '.join(sorted(options))}"
     causes: list[BaseException] = [error]

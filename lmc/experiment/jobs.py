@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -29,7 +28,7 @@ class Job:
 
 
 def chosen_jobs(
-    table: Table, only: Mapping[str, Any], budget: str | None, arguments: Sequence[str]
+    table: Table, only: Sequence[str], budget: str | None, arguments: Sequence[str]
 ) -> tuple[list[Job], list[str]]:
     """Return the jobs of `table` that are asked for, and the arguments that hold for each of them.
 
@@ -38,7 +37,7 @@ def chosen_jobs(
 
     Args:
         table: the table.
-        only: keys of rows or columns to the value, or a list of values, that is wanted.
+        only: "key:value" of rows or columns that are wanted; of several with one key any.
         budget: the name of the chosen budget, whose overrides come after those of rows and columns.
         arguments: the command line.
 
@@ -46,11 +45,14 @@ def chosen_jobs(
         UserError: nothing of the table is left, or an argument could stand for several of its values.
     """
     jobs = [Job(name, overrides) for name, overrides in table.jobs().items()]
-    for key, wanted in only.items():
-        values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+    wanted: dict[str, list[str]] = {}
+    for entry in only:
+        key, _, value = entry.partition(":")
+        wanted.setdefault(key, []).append(value)
+    for key, values in wanted.items():
         offered = _offered(jobs, key)
         if unknown := [value for value in values if _same(value) not in map(_same, offered)]:
-            raise UserError(f"table.only={{{key}:{unknown[0]}}} leaves no job; {_what_there_is(jobs, key)}")
+            raise UserError(f"table.only=[{key}:{unknown[0]}] leaves no job; {_what_there_is(jobs, key)}")
         jobs = _having(jobs, key, values)
     for_all = []
     for line, argument in zip(arguments, parse(arguments), strict=True):
@@ -63,7 +65,7 @@ def chosen_jobs(
         if len(offered) > 1:
             raise UserError(
                 f"{key}={','.join(values)}: {_what_there_is(jobs, key)}; choose among them, or say with "
-                f"table.only={{{key}:{offered[0]}}} which of them another value is to take the place of"
+                f"table.only=[{key}:{offered[0]}] which of them another value is to take the place of"
             )
     of_budget = table.budgets.get(budget or "", ())
     return [Job(job.name, (*job.overrides, *of_budget)) for job in jobs], for_all

@@ -203,7 +203,7 @@ class _TableAsWritten(_Strict):
     quick: list[str] = field(default_factory=list)
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-    only: dict[str, Any] = field(default_factory=dict)
+    only: list[str] = field(default_factory=list)
     stands_for: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 

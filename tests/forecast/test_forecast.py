@@ -63,7 +63,7 @@ def test_all_jobs_of_a_sweep_are_listed_and_a_shared_network_counts_once():
 
 def test_repetitions_of_a_table_are_jobs_of_their_own():
     overrides = [
-        own for own, _ in composed_jobs(["experiment=jordan2023/mlp_depth", "table.only={architecture.depth:3}"])
+        own for own, _ in composed_jobs(["experiment=jordan2023/mlp_depth", "table.only=[architecture.depth:3]"])
     ]
     assert len(overrides) == 2 * 3  # two columns that are measured apart, three pairs of seeds
     assert all("architecture.depth=3" in own for own in overrides)
