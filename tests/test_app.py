@@ -105,7 +105,7 @@ def test_a_failed_job_does_not_take_the_others_or_the_report_with_it(tmp_path: P
         (["+alignment.max_itr=3"], "alignment.max_itr is not a setting; "),
         (["training.attack.steps=3"], "training.attack.steps is not a setting yet; choose an option with training/att"),
         (["analysis=[plan]"], "analysis=plan is no option; did you mean plane? known: backdoor, "),
-        (["experiment=tatro2020/tabel1"], "experiment=tatro2020/tabel1 is no option; did you mean tatro2020/table1 or "),
+        (["experiment=tatro2020/tabel1"], "experiment=tatro2020/tabel1 is no option; did you mean tatro2020/table1"),
         (["experiment=jordan2023/mlp_depth", "architecture.depth=2"], "architecture.depth=2: the table has "),
         (["experiment=tatro2020/table1", "table.only=[dataset:mnist]"], "table.only=[dataset:mnist] leaves no job; "),
         (["analysis=plan"], "analysis=plan is no option; did you mean plane? known: backdoor, "),
