@@ -37,9 +37,10 @@ ARCHITECTURES = {
     "wide_resnet10": lambda: WideResNet(depth=10, width=0.5, **GIVEN),
 }
 HIDDEN = {
-    "mlp": 2, "tiny_ten": 8, "vgg11": 10, "vgg11 batch": 10, "resnet20": 21, "pre_resnet11": 13, "wide_resnet10": 10
+    "mlp": 2, "tiny_ten": 8, "vgg11": 10, "vgg11 batch": 10, "resnet20": 21, "pre_resnet11": 16, "wide_resnet10": 13
 }  # fmt: skip
-"""Hidden layers: those that a network is named after without the last one; the shortcuts of residual ones beside."""
+"""Hidden layers: those that a network is named after without the last one; the shortcuts of residual ones beside; where
+activations come before convolutions also the three norms behind a sum, of two blocks and before the classifier."""
 PLAIN = {"examples": 24, "augment": False}
 OPTIONS = {
     "none": NoCorrection(),

@@ -18,7 +18,8 @@ from lmc.training.schedule.base import Schedule
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TRAININGS = sorted(path.stem for path in (CONF / "training").glob("*.yaml"))
 SCHEDULES = sorted(path.stem for path in (CONF / "training" / "schedule").glob("*.yaml"))
-RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+# All but the one for networks that were trained elsewhere.
+RECIPES = sorted({path.stem for path in (CONF / "recipe").glob("*.yaml")} - {"imagenet_checkpoints"})
 assert TRAININGS
 assert SCHEDULES
 assert RECIPES
@@ -85,6 +86,9 @@ PUBLISHED = {
     "git_rebasin_resnet20": ("SGD", 0.1, 250, 100, 1e-4, 5, (127.5, 0.05)),
     "repair_vgg11": ("SGD", 0.08, 100, 500, 5e-4, 5, (52.5, 0.04)),
     "repair_resnet20": ("SGD", 0.4, 100, 500, 5e-4, 5, (2.5, 0.2)),
+    "repair_mlp": ("SGD", 0.05, 50, 1000, 0.0, 5, (27.5, 0.025)),
+    "repair_resnet18": ("SGD", 0.4, 200, 512, 5e-4, 5, (102.5, 0.2)),
+    "sharma_cifar": ("SGD", 0.1, 160, 128, 1e-4, 1, (100, 0.01)),
     "tatro_endpoints": ("SGD", 0.1, 250, 128, 5e-4, 0, (40, 0.1 * 0.25 * 0.9996**40)),
     "tatro": ("SGD", 0.1, 250, 128, 5e-4, 0, (40, 0.1 * 0.25 * 0.9996**40)),
     "garipov_vgg16_endpoints": ("SGD", 0.05, 200, 128, 5e-4, 0, (139, 0.05 * 0.505)),
