@@ -1,42 +1,47 @@
 """Which rows of the results make a number of a table, and how it is written."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat
 
 from lmc.results import ANALYSIS, Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A column of a report.
+    """A column of a report; in an experiment file, what a column of its table shows.
 
     Attributes:
-        name: its name in report.csv, where values keep the unit of results.jsonl.
+        name: its name in report.csv, where values keep the unit of results.jsonl; empty in an experiment file.
         group: heading that it shares with its neighbours.
         label: its own heading.
         unit: unit of the value as shown.
         what, path, split, metric: the rows it comes from (None: any).
         analysis: the analysis that found them; None: none did.
-        more: what else the rows say of themselves, as pairs of name and value.
+        more: what else the rows say of themselves ({"layer": ...}).
         complement: it is 1 - value (an accuracy from an error).
         scale: factor from the value to what is shown (100 for %).
         digits: digits shown after the point.
         lower_is_better: which end of the column is the good one; None if neither is.
     """
 
-    name: str
-    group: str
-    label: str
-    unit: str
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    name: str = ""
+    group: str = ""
+    label: str = ""
+    unit: str = ""
     what: str
     path: str | None = None
     split: str | None = None
     metric: str
     analysis: str | None = None
-    more: tuple[tuple[str, Any], ...] = ()
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
     complement: bool = False
-    scale: float = 1.0
-    digits: int = 3
+    scale: PositiveFloat = 1.0
+    digits: NonNegativeInt = 3
     lower_is_better: bool | None = True
 
     @property
@@ -57,7 +62,7 @@ class Measure:
             and row.metric == self.metric
             and self.path in (None, row.path)
             and self.split in (None, row.split)
-            and all(row.more.get(name) == value for name, value in self.more)
+            and all(row.more.get(name) == value for name, value in self.more.items())
         )
 
     def shown(self, value: float) -> str:

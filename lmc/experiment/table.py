@@ -7,12 +7,11 @@ lines say what is computed and where it stands in the table.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from annotated_types import Ge
 from pydantic import ConfigDict, PositiveFloat, TypeAdapter, ValidationError
 
-from lmc.config import nearest
+from lmc.config import TableConfig, nearest
 from lmc.errors import UserError
 from lmc.measures import MEASURES, Measure
 
@@ -20,36 +19,8 @@ _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _WRITTEN = re.compile(rf"\s*({_NUMBER})\s*(?:(?:±|\+-|\+/-)\s*({_NUMBER})\s*)?")
 
 
-class _Strict:
-    """A part of an experiment file; a key that it does not have is refused."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection(_Strict):
-    """Which rows of results.jsonl a column shows, and how.
-
-    Attributes:
-        what, path, split, metric: of the rows; None: any.
-        analysis: the analysis that found them; None: none did.
-        more: what else they must say of themselves ({"layer": ...}).
-        complement: 1 - value is shown (an accuracy from an error).
-        scale: factor from the value to what is shown (100 for %).
-        unit: of what is shown.
-        digits: after the point.
-    """
-
-    what: str
-    metric: str
-    path: str | None = None
-    split: str | None = None
-    analysis: str | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
-    complement: bool = False
-    scale: PositiveFloat = 1.0
-    unit: str = ""
-    digits: Annotated[int, Ge(0)] = 3
+_STRICT = ConfigDict(extra="forbid")
+"""A key that a part of an experiment file does not have is refused."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +61,14 @@ class Column:
     rows: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Exception_:
+@dataclass(frozen=True, kw_only=True)
+class SpecialCase:
     """Jobs that hold all overrides of `when` have those of `set` as well."""
 
-    when: tuple[str, ...]
-    set: tuple[str, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    when: list[str]
+    set: list[str]
 
 
 @dataclass(frozen=True)
@@ -117,7 +90,7 @@ class Table:
     paper: str
     rows: Mapping[str, tuple[str, ...]]
     columns: tuple[Column, ...]
-    exceptions: tuple[Exception_, ...]
+    exceptions: tuple[SpecialCase, ...]
     budgets: Mapping[str, tuple[str, ...]]
     findings: tuple[str, ...]
     problems: tuple[str, ...]
@@ -153,7 +126,7 @@ def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
     Raises:
         UserError: the table cannot be used; names the experiment and the place.
     """
-    if node is None or not node["rows"]:
+    if node is None or not node.get("rows"):
         return None
     read = _checked(node, name)
     if not read.columns:
@@ -168,7 +141,7 @@ def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
         paper=read.paper,
         rows={label: tuple(overrides) for label, overrides in read.rows.items()},
         columns=tuple(columns),
-        exceptions=tuple(Exception_(tuple(e.when), tuple(e.set)) for e in read.exceptions),
+        exceptions=tuple(read.exceptions),
         budgets={"smoke": tuple(read.smoke), "quick": tuple(read.quick)},
         findings=tuple(read.findings),
         problems=tuple(problems),
@@ -176,8 +149,10 @@ def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ColumnAsWritten(_Strict):
-    measure: str | Selection
+class _ColumnAsWritten:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    measure: str | Measure
     set: list[str] = field(default_factory=list)
     tolerance: PositiveFloat | None = None
     published: dict[str, float | str] = field(default_factory=dict)
@@ -186,26 +161,15 @@ class _ColumnAsWritten(_Strict):
     rows: list[str] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ExceptionAsWritten(_Strict):
-    when: list[str]
-    set: list[str]
+@dataclass(kw_only=True)
+class _TableAsWritten(TableConfig):
+    """The node of the configuration, with everything in it checked; the rest of its fields Hydra has checked."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-@dataclass(frozen=True, kw_only=True)
-class _TableAsWritten(_Strict):
-    title: str
-    paper: str
-    source: str = ""
-    rows: dict[str, list[str]]
-    columns: dict[str, _ColumnAsWritten]
-    exceptions: list[_ExceptionAsWritten] = field(default_factory=list)
-    quick: list[str] = field(default_factory=list)
-    smoke: list[str] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
-    only: list[str] = field(default_factory=list)
-    stands_for: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    columns: dict[str, _ColumnAsWritten] = field(default_factory=dict)
+    exceptions: list[SpecialCase] = field(default_factory=list)
 
 
 _NAMED = {measure.name: measure for measure in MEASURES}
@@ -225,7 +189,7 @@ def _column(label: str, written: _ColumnAsWritten, table: _TableAsWritten, name:
     """The column as it is used; what cannot be used of it becomes a line of `problems`."""
     where = f"{name}: table.columns.{label}"
     rows = tuple(table.rows) if written.rows is None else tuple(written.rows)
-    measure = _measure(label, written.measure)
+    measure = _NAMED.get(written.measure) if isinstance(written.measure, str) else written.measure
     if measure is None:
         hint = nearest(str(written.measure), _NAMED)
         problems.append(f"{where}.measure={written.measure} does not exist; {hint}known: {', '.join(_NAMED)}")
@@ -238,13 +202,6 @@ def _column(label: str, written: _ColumnAsWritten, table: _TableAsWritten, name:
         else:
             numbers[row] = number
     return Column(label, tuple(written.set), measure, written.tolerance, numbers, rows)
-
-
-def _measure(label: str, written: str | Selection) -> Measure | None:
-    if isinstance(written, str):
-        return _NAMED.get(written)
-    shown = {name: value for name, value in vars(written).items() if name != "more"}
-    return Measure(name=label, group="", label=label, more=tuple(written.more.items()), **shown)
 
 
 def _number(value: float | str, source: str, *, lead: bool) -> Published | None:

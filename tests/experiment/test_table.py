@@ -54,7 +54,7 @@ def test_published_numbers(written, mean, deviation):
 def test_a_selection_of_results_is_a_measure():
     chosen = {"what": "alignment", "metric": "r", "analysis": "singular_vectors", "more": {"gamma": 0.3}, "scale": 100}
     measure = read_table(column(measure={**chosen, "unit": "%", "digits": 1}), "e").columns[0].measure
-    assert (measure.analysis, measure.more, measure.unit) == ("singular_vectors", (("gamma", 0.3),), "%")
+    assert (measure.analysis, measure.more, measure.unit) == ("singular_vectors", {"gamma": 0.3}, "%")
     assert measure.shown(0.1234) == "12.3"
 
 
