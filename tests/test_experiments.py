@@ -63,7 +63,7 @@ def test_an_experiment_runs_in_small(name, lmc, tmp_path):
     assert "## Missing" not in report
     if name not in TABLES:
         return
-    assert "REDUCED RUN, not the paper's: budget=smoke" in report
+    assert "NOT THE PAPER'S RECIPE: budget=smoke" in report
     cells = list(csv.DictReader((tmp_path / "sweep" / "table.csv").read_text(encoding="utf-8").splitlines()))
     table = read_table(written(name)["table"], name)
     # A column of one moment of training is empty in a training of one epoch.

@@ -83,9 +83,9 @@ class PaperTable:
     runs: Mapping[str, Sequence[FinishedRun]]
 
     @property
-    def reduced(self) -> bool:
-        """Whether the runs are not what the paper did."""
-        return self.budget != FULL or any(not line.startswith(_SOURCES) for line in self.changed)
+    def departs(self) -> bool:
+        """Whether the runs are not by the paper's recipe."""
+        return departs(self.budget, self.changed)
 
     @property
     def command(self) -> str:
@@ -98,19 +98,18 @@ class PaperTable:
         """One line that says how far the runs are those of the paper."""
         sources = [line for line in self.changed if line.startswith(_SOURCES)]
         changes = [line for line in self.changed if line not in sources]
-        parts = ["REDUCED RUN, not the paper's:"] if self.reduced else []
-        parts.append(f"budget={self.budget}" + ("" if self.reduced else ", the recipe to the letter"))
+        parts = [f"budget={self.budget}" + ("" if self.departs else ", the recipe to the letter")]
         parts += [f"changed by hand: {' '.join(changes)}"] if changes else []
         parts += [f"images from {' '.join(sources)}"] if sources else []
-        return parts[0] + " " + "; ".join(parts[1:]) if self.reduced else "; ".join(parts)
+        return ("NOT THE PAPER'S RECIPE: " if self.departs else "") + "; ".join(parts)
 
     @property
     def missing(self) -> list[str]:
         """The jobs that no run stands for."""
-        return [job for job in dict.fromkeys(cell.job for cell in self.filled_or_not) if job not in self.runs]
+        return [job for job in dict.fromkeys(cell.job for cell in self.all_cells) if job not in self.runs]
 
     @property
-    def filled_or_not(self) -> list[Cell]:
+    def all_cells(self) -> list[Cell]:
         """All cells, row by row."""
         return [cell for row in self.cells for cell in row if cell is not None]
 
@@ -129,9 +128,9 @@ def paper_tables(runs: Sequence[FinishedRun]) -> tuple[list[PaperTable], list[st
     tables, problems = [], _of_many_kinds(list(kinds))
     for (experiment, budget, changed), own in kinds.items():
         try:
-            table = read_table(own[-1].settings["table"], experiment)
-        except (UserError, KeyError, TypeError) as error:
-            problems.append(str(error) if isinstance(error, UserError) else f"experiment={experiment}: {error!r}")
+            table = read_table(own[-1].settings["table"], experiment)  # of the newest run
+        except UserError as error:
+            problems.append(str(error))
             continue
         assert table is not None
         problems += table.problems
@@ -144,19 +143,25 @@ def paper_tables(runs: Sequence[FinishedRun]) -> tuple[list[PaperTable], list[st
                 f"experiment={experiment}: the table has no cell for {gone[0]}; its runs are left out of it"
             )
             by_job = {job: runs for job, runs in by_job.items() if job not in gone}
-        found = PaperTable(experiment, budget, changed, table, (), by_job)
-        cells = [[_cell(found, row, column) for column in table.columns] for row in table.rows]
+        judged = not departs(budget, changed)
+        cells = [[_cell(table, row, column, by_job, judged) for column in table.columns] for row in table.rows]
         tables.append(PaperTable(experiment, budget, changed, table, cells, by_job))
     return tables, problems
 
 
-def _cell(found: PaperTable, row: str, column: Column) -> Cell | None:
+def departs(budget: str, changed: Sequence[str]) -> bool:
+    """Tell whether runs of a budget, with these changes on the command line, are not by the paper's recipe."""
+    return budget != FULL or any(not line.startswith(_SOURCES) for line in changed)
+
+
+def _cell(
+    table: Table, row: str, column: Column, runs: Mapping[str, Sequence[FinishedRun]], judged: bool
+) -> Cell | None:
     if row not in column.rows:
         return None
-    job = found.table.job(row, column)
-    runs = found.runs.get(job, ())
-    ours = None if column.measure is None else estimate(column.measure, runs)
-    return Cell(row, column, job, ours, column.published.get(row), judged=not found.reduced)
+    job = table.job(row, column)
+    ours = None if column.measure is None else estimate(column.measure, runs.get(job, ()))
+    return Cell(row, column, job, ours, column.published.get(row), judged)
 
 
 def _of_many_kinds(kinds: Sequence[tuple[str, str, tuple[str, ...]]]) -> list[str]:

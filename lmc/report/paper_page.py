@@ -36,7 +36,7 @@ def _section(found: PaperTable) -> str:
         for cell, own in zip(line, columns, strict=True)
         if cell is not None
     ]
-    kind = "reduced" if found.reduced else "whole"
+    kind = "departs" if found.departs else "whole"
     return (
         f'<section class="card paper {kind}"><h2>{escape(found.table.title)}</h2><p>{escape(found.table.paper)}</p>'
         f'<p class="banner">{with_code(found.banner)}</p>{filters(each, "cells")}'
@@ -89,8 +89,8 @@ def _more(found: PaperTable, cell: Cell, absent: Mapping[str, str]) -> list[str]
     unit = f" {measure.unit}" if measure is not None and measure.unit else ""
     lines = [f"{cell.row}, {heading(cell.column)}"]
     if cell.ours is not None and measure is not None:
-        reduced = " (a reduced run)" if found.reduced else ""
-        lines.append(f"ours{reduced}: {precise(cell.ours, measure.scale, measure.unit)}")
+        how = " (not by the recipe)" if found.departs else ""
+        lines.append(f"ours{how}: {precise(cell.ours, measure.scale, measure.unit)}")
     else:
         lines.append(f"ours: {absent.get(cell.job, 'not measured by the finished runs of this job')}")
     lines += _of_published(cell, unit)

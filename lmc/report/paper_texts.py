@@ -34,7 +34,7 @@ def markdown_paper(found: PaperTable) -> str:
 
 def notes(found: PaperTable) -> list[tuple[str, str]]:
     """Return what has to be known of a table, and of which kind it is: FINDING, MISSING (the first is the sum), ..."""
-    sources = dict.fromkeys(cell.published.source for cell in found.filled_or_not if cell.published is not None)
+    sources = dict.fromkeys(cell.published.source for cell in found.all_cells if cell.published is not None)
     made = dict.fromkeys(_made(run.made) for runs in found.runs.values() for run in runs if run.made)
     lines = [("Published numbers", source) for source in sources if source]
     lines += [("Ours", f"`{found.command}`"), *(("Made with", line) for line in made)]
@@ -52,7 +52,7 @@ def comma_separated_papers(tables: Sequence[PaperTable]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_HEADS)
     for found in tables:
-        for cell in found.filled_or_not:
+        for cell in found.all_cells:
             made = [run.made for run in found.runs.get(cell.job, ()) if run.made]
             versions = dict.fromkeys(" ".join(f"{k}={v}" for k, v in one["versions"].items()) for one in made)
             published = cell.published

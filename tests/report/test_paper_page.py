@@ -94,7 +94,7 @@ def test_a_cell_shows_ours_the_published_number_and_the_verdict(page, drive):
         const colour = (e) => getComputedStyle(e).color, size = (e) => parseFloat(getComputedStyle(e).fontSize);
         return {
           text: cells.map((row) => row.map(text)), banner: text(document.querySelector(".banner")),
-          reduced: all(".paper.reduced").length, below: all(".findings li, .findings code").map(text),
+          departs: all(".paper.departs").length, below: all(".findings li, .findings code").map(text),
           size: [".ours", ".beside"].map((s) => size(document.querySelector(s))),
           nested: all(".paper b, .paper i").length,
           colours: [".within", ".outside", ".beside"].map((s) => colour(document.querySelector(s))),
@@ -112,7 +112,7 @@ def test_a_cell_shows_ours_the_published_number_and_the_verdict(page, drive):
         ["Transport", "missing, at least 5 min paper 0.25", ""],
     ]
     assert found["banner"] == "budget=paper, the recipe to the letter"
-    assert found["reduced"] == found["nested"] == found["outside"] == 0
+    assert found["departs"] == found["nested"] == found["outside"] == 0
     assert found["below"] == [
         "the numbers of alignment=weight_matching differ & that is known",
         "alignment=weight_matching",
@@ -227,7 +227,7 @@ def test_a_filter_holds_for_tables_curves_and_legend_until_all_is_shown(page, dr
     assert transport["counts"] == ["1 of 7 cells", "0 of 3 settings"]
 
 
-def test_a_reduced_run_stands_out_and_is_not_judged(tmp_path, make_run, drive):
+def test_a_run_not_by_the_recipe_stands_out_and_is_not_judged(tmp_path, make_run, drive):
     write_paper_runs(tmp_path / "sweep", make_run, changed=["training.epochs=1"], budget="smoke")
     write_sweep([tmp_path / "sweep"], tmp_path / "out")
     script = """
@@ -239,9 +239,9 @@ def test_a_reduced_run_stands_out_and_is_not_judged(tmp_path, make_run, drive):
     page = tmp_path / "out" / "report.html"
     light = drive_paper(drive, page, script, "--blink-settings=preferredColorScheme=1")
     dark = drive_paper(drive, page, script, "--blink-settings=preferredColorScheme=0")
-    assert "REDUCED RUN, not the paper's: budget=smoke; changed by hand: training.epochs=1" in light["banner"]
+    assert "NOT THE PAPER'S RECIPE: budget=smoke; changed by hand: training.epochs=1" in light["banner"]
     assert light["judged"] == 0
-    assert light["tip"][1].startswith("ours (a reduced run): 0.06 ")
+    assert light["tip"][1].startswith("ours (not by the recipe): 0.06 ")
     assert any(line.endswith("not judged, tolerance 0.02 nats") for line in light["tip"])
     for found in (light, dark):
         assert contrast(found["back"], found["front"]) > 4.5
