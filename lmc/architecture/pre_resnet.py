@@ -6,15 +6,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import draw_weights
 from lmc.architecture.norm import Norm, conv, norm2d, scaled
-from lmc.architecture.resnet import CHANNELS, blocks_of_a_stage, shrink_branches
+from lmc.architecture.pre_activation import PreActivationNetwork
+from lmc.architecture.resnet import CHANNELS, blocks_of_a_stage
 
 EXPANSION = 4
 """Channels outside a bottleneck for each one inside."""
 
 
-class PreResNet(nn.Module):
+class PreResNet(PreActivationNetwork):
     """Pre-activation ResNet of He et al. (2016b, "Identity mappings") for CIFAR, with bottlenecks.
 
     A 3 x 3 convolution with 16 channels, three stages of bottlenecks with 16, 32 and 64 channels inside and four times
@@ -46,10 +46,9 @@ class PreResNet(nn.Module):
         width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
         norm: Norm = "batch",
     ) -> None:
-        super().__init__()
         blocks = blocks_of_a_stage(depth, each=9, rest=2, kind="PreResNet")
         inputs = scaled(CHANNELS[0], width)
-        self.conv = conv(input_shape[0], inputs, 3, norm, padding=1)
+        first = conv(input_shape[0], inputs, 3, norm, padding=1)
         stack: list[Bottleneck] = []
         for stage, base in enumerate(CHANNELS):
             inner = scaled(base, width)
@@ -57,20 +56,8 @@ class PreResNet(nn.Module):
                 halve = stage > 0 and block == 0
                 stack.append(Bottleneck(inputs, inner, norm, stride=2 if halve else 1, project=block == 0))
                 inputs = EXPANSION * inner
-        self.blocks = nn.ModuleList(stack)
-        self.norm = norm2d(norm, inputs)
-        self.classifier = nn.Linear(inputs, classes)
-        draw_weights(self, self.classifier, "fan_out")
-        if norm == "none":
-            shrink_branches([unit.conv3 for unit in stack])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, classes) of normalised images (B, C, H, W)."""
-        x = self.conv(images)
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.classifier(functional.relu(self.norm(x)).mean((2, 3)))
-        return logits
+        ends = [unit.conv3 for unit in stack]
+        super().__init__(first, stack, ends, channels=inputs, classes=classes, norm=norm)
 
 
 class Bottleneck(nn.Module):

@@ -6,12 +6,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lmc.architecture.initialise import draw_weights
 from lmc.architecture.norm import Norm, conv, norm2d, scaled
-from lmc.architecture.resnet import CHANNELS, blocks_of_a_stage, shrink_branches
+from lmc.architecture.pre_activation import PreActivationNetwork
+from lmc.architecture.resnet import CHANNELS, blocks_of_a_stage
 
 
-class WideResNet(nn.Module):
+class WideResNet(PreActivationNetwork):
     """WRN-d-k of Zagoruyko & Komodakis (2016): fewer, but wider residual blocks whose norm and ReLU come first.
 
     A 3 x 3 convolution with 16 channels, three stages of residual blocks with 16 k, 32 k and 64 k channels, norm, ReLU,
@@ -44,10 +44,9 @@ class WideResNet(nn.Module):
         width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0,
         norm: Norm = "batch",
     ) -> None:
-        super().__init__()
         blocks = blocks_of_a_stage(depth, each=6, rest=4, kind="WideResNet")
         inputs = CHANNELS[0]
-        self.conv = conv(input_shape[0], inputs, 3, norm, padding=1)
+        first = conv(input_shape[0], inputs, 3, norm, padding=1)
         stack: list[Block] = []
         for stage, base in enumerate(CHANNELS):
             outputs = scaled(base, width)
@@ -55,20 +54,8 @@ class WideResNet(nn.Module):
                 halve = stage > 0 and block == 0
                 stack.append(Block(inputs, outputs, norm, stride=2 if halve else 1, project=halve or inputs != outputs))
                 inputs = outputs
-        self.blocks = nn.ModuleList(stack)
-        self.norm = norm2d(norm, inputs)
-        self.classifier = nn.Linear(inputs, classes)
-        draw_weights(self, self.classifier, "fan_out")
-        if norm == "none":
-            shrink_branches([unit.conv2 for unit in stack])
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (B, classes) of normalised images (B, C, H, W)."""
-        x = self.conv(images)
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.classifier(functional.relu(self.norm(x)).mean((2, 3)))
-        return logits
+        ends = [unit.conv2 for unit in stack]
+        super().__init__(first, stack, ends, channels=inputs, classes=classes, norm=norm)
 
 
 class Block(nn.Module):

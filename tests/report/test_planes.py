@@ -3,10 +3,7 @@
 import csv
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +17,15 @@ from lmc.report.run import write_run
 from lmc.report.runs import collect
 from lmc.report.sweep import write_sweep
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,2600")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (apt-get install chromium)")
+Drive = Callable[..., Any]
+
 PLACES = ((0.0, 0.0), (10.0, 0.0), (5.0, 6.0))
 X, Y = np.linspace(-2, 12, 15), np.linspace(-1, 7, 9)  # the networks are points of this grid
-SCRIPT = """
-<script>
-const canvases = Array.from(document.querySelectorAll("#planes canvas"));
+# What the script of a test may use besides what tests/report/conftest.py has.
+CANVASES = """
+const canvases = all("#planes canvas");
 const picture = (canvas) => canvas.toDataURL();
 const at = (name, x, y) => new PointerEvent(name, { clientX: x, clientY: y, bubbles: true });
-const box = document.body.appendChild(document.createElement("pre"));
-box.id = "answer";
-box.textContent = JSON.stringify({ errors: window.errors, answer: (function () { %s })() });
-</script>
 """
 
 
@@ -170,29 +160,9 @@ def test_labels_stay_inside_the_figure(tmp_path):
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1 + 1
 
 
-Drive = Callable[..., Any]
-
-
 @pytest.fixture
-def drive(tmp_path: Path) -> Drive:
-    """Load a page, run a script body in it, and return what the script returned; no error may have happened."""
-
-    def run(page: Path, script: str, *flags: str) -> Any:
-        copy = tmp_path / "driven.html"
-        watch = "<script>window.errors = []; window.onerror = (text) => window.errors.push(text);</script>"
-        text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + watch)
-        copy.write_text(text.replace("</body>", SCRIPT % script + "</body>"), encoding="utf-8")
-        command = [
-            str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri(),
-        ]  # fmt: skip
-        document = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-        found = re.search(r'<pre id="answer">(.*?)</pre>', document, re.DOTALL)
-        assert found, document[-2000:]
-        content = json.loads(unescape(found[1]))
-        assert content["errors"] == []
-        return content["answer"]
-
-    return run
+def drive(drive: Drive) -> Drive:
+    return lambda page, script, *flags: drive(page, CANVASES + script, *flags)
 
 
 @pytest.fixture
@@ -218,7 +188,6 @@ def test_a_page_without_planes_has_no_section(tmp_path, make_run):
     assert 'id="planes"' not in (tmp_path / "report.html").read_text()
 
 
-@needs_browser
 def test_surfaces_are_drawn_and_turned(page, drive):
     found = drive(
         page,
@@ -269,7 +238,6 @@ def test_surfaces_are_drawn_and_turned(page, drive):
     assert found["paths"] == "true"
 
 
-@needs_browser
 def test_pointing_at_a_surface_shows_the_measured_point(page, drive):
     shown = drive(
         page,
@@ -296,7 +264,6 @@ def test_pointing_at_a_surface_shows_the_measured_point(page, drive):
         assert accuracy == pytest.approx(100 - 12.5 * loss(x, y, "train"), abs=0.01)
 
 
-@needs_browser
 def test_surfaces_follow_light_and_dark(page, drive):
     script = "return getComputedStyle(document.querySelector('#planes')).backgroundColor + picture(canvases[0]);"
     light = drive(page, script, "--blink-settings=preferredColorScheme=1")
@@ -305,7 +272,6 @@ def test_surfaces_follow_light_and_dark(page, drive):
     assert light.partition("data:")[2] != dark.partition("data:")[2]
 
 
-@needs_browser
 def test_a_plane_with_points_that_are_not_finite_is_drawn(run, tmp_path, drive):
     path = run / "plane_0-1_plane.csv"
     lines = path.read_text().splitlines()
