@@ -29,7 +29,7 @@
     return curve.split === split && wanted && fit;
   }
 
-  const filtered = all("tbody tr, thead th, .legend button").filter(function (element) {
+  const filtered = all("tbody tr, thead th, .legend button, .surfaces figure").filter(function (element) {
     return "setting" in element.dataset || "values" in element.dataset;
   }).map(function (element) {
     const own = element.dataset;

@@ -34,7 +34,7 @@ def page(
     papers: Sequence[PaperTable],
     table: SweepTable,
     named: Named,
-    planes: Sequence[tuple[str, MeasuredPlane]],
+    planes: Sequence[tuple[int, MeasuredPlane]],
     looks: SweepLooks,
     agreements: Agreements | None,
     problems: Sequence[str],
@@ -46,7 +46,7 @@ def page(
         papers: tables of papers that the runs belong to.
         table: the numbers.
         named: label and curves of each setting, in the order of the table's rows.
-        planes: label and values of each measured plane.
+        planes: number of the setting and values of each measured plane.
         looks: what analyses found.
         agreements: of the permutations; None: there are not two of them.
         problems: one line for everything that is missing.
@@ -65,7 +65,7 @@ def page(
         accuracy_chart=chart(curves, "accuracy", 100.0, "accuracy (%)"),
         legend="\n".join(_legend_entry(number, label) for number, (label, _) in enumerate(named)),
         table=results(table),
-        planes=surfaces(planes),
+        planes=surfaces(planes, [label for label, _ in named]),
         looks=looks_section(looks, [setting.label for setting in table.settings]),
         agreements=agreement_section(agreements),
         definitions="\n".join(f"<p>{escape(line)}</p>" for line in definitions),

@@ -11,24 +11,29 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lmc.report.contours import CAPPED
+from lmc.report.page_parts import of_setting
 from lmc.report.planes import MeasuredPlane
 
 _TEMPLATE = Path(__file__).with_name("planes.html")
 
 
-def surfaces(planes: Sequence[tuple[str, MeasuredPlane]]) -> str:
+def surfaces(planes: Sequence[tuple[int, MeasuredPlane]], settings: Sequence[str]) -> str:
     """Return the section as HTML, script included; empty for no planes.
 
     Args:
-        planes: each with the label of its setting.
+        planes: each with the number of its setting.
+        settings: their labels.
     """
     if not planes:
         return ""
-    labels = [f"{label}, {plane.pair}" for label, plane in planes]
+    labels = [f"{settings[number]}, {plane.pair}" for number, plane in planes]
     splits = list(dict.fromkeys(split for _, plane in planes for split in plane.loss))
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         splits="\n".join(_button(split, pressed=split == splits[0]) for split in splits),
-        figures="\n".join(_figure(number, label) for number, label in enumerate(labels)),
+        figures="\n".join(
+            _figure(place, label, of_setting(number))
+            for place, (label, (number, _)) in enumerate(zip(labels, planes, strict=True))
+        ),
         capped=CAPPED,
         data=_data(labels, [plane for _, plane in planes]),
     )
@@ -39,11 +44,11 @@ def _button(split: str, *, pressed: bool) -> str:
     return f'<button type="button" data-split="{escape(split)}" aria-pressed="{state}">{escape(split)}</button>'
 
 
-def _figure(number: int, label: str) -> str:
+def _figure(place: int, label: str, setting: str) -> str:
     name = f"{escape(label)}: loss on the plane; the arrow keys turn it"
     return (
-        f'<figure><figcaption>{escape(label)}</figcaption><canvas data-plane="{number}" tabindex="0" role="img" '
-        f'aria-label="{name}"></canvas></figure>'
+        f'<figure{setting}><figcaption>{escape(label)}</figcaption><canvas data-plane="{place}" tabindex="0" '
+        f'role="img" aria-label="{name}"></canvas></figure>'
     )
 
 

@@ -90,13 +90,13 @@ def write_sweep(folders: Sequence[Path], out: Path) -> str:
     return "\n".join([*shown, *missing, f"report: {out / 'report.html'} (.md, .csv, .tex){drawn}"])
 
 
-def _planes(settings: Sequence[Setting]) -> list[tuple[str, MeasuredPlane]]:
-    """Every plane with the label of its setting; one that several runs share (the same experiment twice) once."""
-    found: dict[tuple[object, ...], tuple[str, MeasuredPlane]] = {}
-    for setting in settings:
+def _planes(settings: Sequence[Setting]) -> list[tuple[int, MeasuredPlane]]:
+    """Every plane with the number of its setting; one that several runs share (the same experiment twice) once."""
+    found: dict[tuple[object, ...], tuple[int, MeasuredPlane]] = {}
+    for number, setting in enumerate(settings):
         for plane in (plane for run in setting.runs for plane in run.planes):
             values = tuple(grid.tobytes() for grid in plane.loss.values())
-            found.setdefault((setting.label, plane.stem, *values), (setting.label, plane))
+            found.setdefault((number, plane.stem, *values), (number, plane))
     return list(found.values())
 
 

@@ -161,8 +161,8 @@ def test_a_job_that_must_leave_off_is_queued_again_and_goes_on(slurm: Slurm, tmp
     slurm("scancel", "--signal=USR2", job)
     until(lambda: slurm("squeue", "-h", "-o", "%T") == "PENDING", process)
     assert "Restarts=1" in slurm("scontrol", "show", "job", job)
-    # Slurm would hold it for two minutes. It must hold it at all: within the second in which it revoked the credential of
-    # the first start, counted in whole seconds, it takes that of the second for revoked too.
+    # Slurm would hold it for two minutes. Some it must: it counts the age of credentials in whole seconds, and one made
+    # in the second in which that of the first start was revoked would be taken for revoked too.
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     done = ended(process)
     assert done.returncode == 0, done.stderr

@@ -264,6 +264,20 @@ def test_pointing_at_a_surface_shows_the_measured_point(page, drive):
         assert accuracy == pytest.approx(100 - 12.5 * loss(x, y, "train"), abs=0.01)
 
 
+def test_a_filter_hides_the_planes_of_other_settings(tmp_path, make_run, drive):
+    for name in ("activation_matching", "weight_matching"):
+        write_plane(make_run(tmp_path / name, choices={"alignment": name}), level=len(name))
+    write_sweep([tmp_path], tmp_path)
+    script = """
+        const seen = () => all("#planes figure").filter((e) => e.offsetParent !== null).map((e) => e.textContent);
+        const before = seen();
+        all(".filter button").filter((b) => b.dataset.is === "weight_matching")[0].click();
+        return [before, seen()];
+        """
+    names = ["activation_matching, 0-1", "weight_matching, 0-1"]
+    assert drive(tmp_path / "report.html", script) == [names, names[1:]]
+
+
 def test_surfaces_follow_light_and_dark(page, drive):
     script = "return getComputedStyle(document.querySelector('#planes')).backgroundColor + picture(canvases[0]);"
     light = drive(page, script, "--blink-settings=preferredColorScheme=1")
