@@ -89,6 +89,7 @@ def main() -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come up to here instead of being printed by Hydra
     try:
+        config.check_choices(sys.argv[1:])
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"lmc: {config.explain(error, sys.argv[1:])}")

@@ -23,6 +23,8 @@ if typing.TYPE_CHECKING:
 
 # What the options of conf/hydra/launcher are made of, and the extra of lmc that installs it.
 _LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+# Groups of which any number of options can be chosen.
+_OF_MANY = frozenset({"analysis"})
 
 
 @dataclass
@@ -172,6 +174,33 @@ def plain(composed: "DictConfig") -> dict[str, Any]:
         raise UserError(f"{place} is missing; set it with {place}=VALUE") from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
+
+
+def check_choices(overrides: Iterable[str]) -> None:
+    """Refuse what would choose nothing, or several options where there is one.
+
+    Hydra merges the options of a list into each other, and of null it says only what it is not.
+
+    Args:
+        overrides: the command line.
+
+    Raises:
+        UserError: such a choice; names it.
+    """
+    for entry in overrides:
+        key, _, value = entry.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if not group or not Path(conf_dir(), group).is_dir():
+            continue
+        many = group in _OF_MANY
+        if value == "null":
+            # What an experiment is made of is a field of the schema; other groups only write over such fields.
+            needed = group in {f.name for f in fields(Config)}
+            without = f"{key}=[]" if many else f"~{key.lstrip('+')}"
+            mend = f"choose one with {key}=NAME" if needed and not many else f"do without one with {without}"
+            raise UserError(f"{entry} chooses no option; {mend}")
+        if value.startswith("[") and not many:
+            raise UserError(f"{entry} is a list, where one option can be chosen; choose it with {key}=NAME")
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:

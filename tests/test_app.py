@@ -109,6 +109,13 @@ def test_a_failed_job_does_not_take_the_others_or_the_report_with_it(tmp_path: P
         (["experiment=jordan2023/mlp_depth", "architecture.depth=2"], "architecture.depth=2: the table has "),
         (["experiment=tatro2020/table1", "table.only=[dataset:mnist]"], "table.only=[dataset:mnist] leaves no job; "),
         (["analysis=plan"], "analysis=plan is no option; did you mean plane? known: backdoor, "),
+        (
+            ["alignment=[none,random]"],
+            "alignment=[none,random] is a list, where one option can be ",
+        ),
+        (["alignment=null"], "alignment=null chooses no option; choose one with alignment=NAME"),
+        (["recipe=null"], "recipe=null chooses no option; do without one with ~recipe"),
+        (["analysis=null"], "analysis=null chooses no option; do without one with analysis=[]"),
         (["analysis.plane.grid=3"], "analysis.plane.grid is not a setting yet; choose analysis=[plane]"),
         (["seeds=abc"], "Error merging override seeds=abc"),
         (["endpoints=checkpoint"], "endpoints.files is missing; set it with endpoints.files=VALUE"),

@@ -16,10 +16,11 @@ def composed_jobs(arguments: Sequence[str]) -> Iterator[tuple[list[str], dict[st
     """Yield overrides and settings of every job that `lmc -m ARGUMENTS` would run.
 
     Raises:
-        UserError: the experiment's table cannot be used, or a value is missing.
+        UserError: the experiment's table cannot be used, a value is missing, or a choice is none.
         HydraException: what is given cannot be composed.
     """
     config.register()
+    config.check_choices(arguments)
     with initialize_config_dir(config.conf_dir(), version_base="1.3"):
         single = [line for line, one in zip(arguments, parse(arguments), strict=True) if not one.is_sweep_override()]
         whole = compose("config", single, return_hydra_config=True)
