@@ -49,6 +49,7 @@ class TableConfig:
     columns: dict[str, Any] = field(default_factory=dict)
     exceptions: list[Any] = field(default_factory=list)
     quick: list[str] = field(default_factory=list)
+    not_quick: list[str] = field(default_factory=list)
     smoke: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     only: list[str] = field(default_factory=list)

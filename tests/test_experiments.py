@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from lmc import app
 from lmc.config import conf_dir
 from lmc.experiment.table import read_table
+from lmc.forecast.composed import composed_jobs
 
 FOLDER = Path(conf_dir()) / "experiment"
 EXPERIMENTS = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -34,6 +35,11 @@ def test_a_table_says_what_it_is_and_all_its_numbers_have_a_place(name):
     published = [number for column in table.columns for number in column.published.values()]
     assert all(number.source for number in published)
     assert all(column.tolerance for column in table.columns if column.published)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_job_of_a_quick_run_composes(name):
+    assert [overrides for overrides, _ in composed_jobs([f"experiment={name}", "budget=quick"])]
 
 
 @pytest.fixture

@@ -33,7 +33,8 @@ def chosen_jobs(
     """Return the jobs of `table` that are asked for, and the arguments that hold for each of them.
 
     An argument whose key is one of the table's (dataset=cifar10) chooses the jobs that hold its values; a value that
-    the table does not have takes the place of the only one that is left. All other arguments hold for every job.
+    the table does not have takes the place of the only one that is left. All other arguments hold for every job. What
+    the budget leaves out is done only if nothing else was asked for.
 
     Args:
         table: the table.
@@ -67,6 +68,8 @@ def chosen_jobs(
                 f"{key}={','.join(values)}: {_what_there_is(jobs, key)}; choose among them, or say with "
                 f"table.only=[{key}:{offered[0]}] which of them another value is to take the place of"
             )
+    within = table.within(budget)
+    jobs = [job for job in jobs if job.name in within] or jobs
     of_budget = table.budgets.get(budget or "", ())
     return [Job(job.name, (*job.overrides, *of_budget)) for job in jobs], for_all
 

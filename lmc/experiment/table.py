@@ -82,6 +82,7 @@ class Table:
         columns: in their order.
         exceptions: what holds for some jobs alone.
         budgets: name of a budget to the overrides that it puts over every job.
+        not_quick: labels of rows and columns that budget=quick leaves out.
         findings: where numbers differ from the published ones, and why.
         problems: a line for every measure or published number that cannot be used; the rest can.
     """
@@ -92,6 +93,7 @@ class Table:
     columns: tuple[Column, ...]
     exceptions: tuple[SpecialCase, ...]
     budgets: Mapping[str, tuple[str, ...]]
+    not_quick: tuple[str, ...]
     findings: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -105,6 +107,16 @@ class Table:
                     more = [line for e in self.exceptions if set(e.when) <= set(own) for line in e.set]
                     found.setdefault(job_name(own), (*own, *more))
         return found
+
+    def within(self, budget: str | None) -> set[str]:
+        """Return what the jobs of `budget` are known by: those of every cell that it does not leave out."""
+        left_out = self.not_quick if budget == "quick" else ()
+        return {
+            self.job(row, column)
+            for row in self.rows
+            for column in self.columns
+            if row in column.rows and row not in left_out and column.label not in left_out
+        }
 
     def job(self, row: str, column: Column) -> str:
         """Return what the job of a cell is known by."""
@@ -134,6 +146,10 @@ def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
     for column in read.columns.values():
         if unknown := [row for row in column.rows or () if row not in read.rows]:
             raise UserError(f"experiment={name}: table.rows has no {unknown[0]!r}; {nearest(unknown[0], read.rows)}")
+    labels = [*read.rows, *read.columns]
+    if unknown := [label for label in read.not_quick if label not in labels]:
+        hint = nearest(unknown[0], labels)
+        raise UserError(f"experiment={name}: table.not_quick: no row or column is called {unknown[0]!r}; {hint}")
     problems: list[str] = []
     columns = [_column(label, column, read, f"experiment={name}", problems) for label, column in read.columns.items()]
     return Table(
@@ -143,6 +159,7 @@ def read_table(node: Mapping[str, Any] | None, name: str) -> Table | None:
         columns=tuple(columns),
         exceptions=tuple(read.exceptions),
         budgets={"smoke": tuple(read.smoke), "quick": tuple(read.quick)},
+        not_quick=tuple(read.not_quick),
         findings=tuple(read.findings),
         problems=tuple(problems),
     )

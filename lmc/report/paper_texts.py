@@ -41,9 +41,16 @@ def notes(found: PaperTable) -> list[tuple[str, str]]:
     costs = {cost.job: cost for cost in missing_costs(found)}
     if found.missing:
         altogether = f", {total(list(costs.values()))} in all" if costs else ""
-        lines.append((MISSING, f"{len(found.missing)} of {len(found.table.jobs())} jobs{altogether}"))
+        lines.append((MISSING, f"{missing_jobs(found)}{altogether}"))
         lines += [(MISSING, f"{job}{_about(costs.get(job))}") for job in found.missing]
     return [*lines, *((FINDING, finding) for finding in found.table.findings)]
+
+
+def missing_jobs(found: PaperTable) -> str:
+    """Return how many jobs of the table no run stands for, and how many of them its budget leaves out anyway."""
+    left_out = len(set(found.missing) - found.table.within(found.budget))
+    by_budget = f" ({left_out} of them left out by budget={found.budget})" if left_out else ""
+    return f"{len(found.missing)} of {len(found.table.jobs())} jobs{by_budget}"
 
 
 def comma_separated_papers(tables: Sequence[PaperTable]) -> str:
@@ -95,7 +102,7 @@ def latex_paper(found: PaperTable) -> str:
 def plain_paper(found: PaperTable) -> str:
     """Return the table as text for the terminal, with its banner."""
     heads, body = _heads(found), _body(found)
-    missing = f"\nmissing: {len(found.missing)} of {len(found.table.jobs())} jobs" if found.missing else ""
+    missing = f"\nmissing: {missing_jobs(found)}" if found.missing else ""
     return f"{as_text(f'{found.table.title} ({found.banner})', heads, body, names=1)}{LEGEND}{missing}"
 
 

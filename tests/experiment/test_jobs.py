@@ -19,6 +19,7 @@ TABLE = read_table(
             "C10": {"measure": "endpoint_test_accuracy", "set": ["dataset=cifar10"]},
             "C100": {"measure": "endpoint_test_accuracy", "set": ["dataset=cifar100"]},
         },
+        "not_quick": ["Two, aligned", "C100"],
         "smoke": ["dataset=synthetic", "architecture.width=0.5"],
     },
     "e",
@@ -49,6 +50,14 @@ def test_all_jobs_are_asked_for():
 def test_values_of_the_table_choose_its_jobs(arguments, count):
     names, for_all = asked(*arguments)
     assert (len(names), for_all) == (count, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"),
+    [([], 2), (["architecture.width=2"], 1), (["dataset=cifar100"], 3), (["alignment=weight_matching"], 2)],
+)
+def test_what_a_quick_run_leaves_out_is_done_only_if_nothing_else_was_asked_for(arguments, count):
+    assert len(asked(*arguments, budget="quick")[0]) == count
 
 
 def test_only_chooses_and_another_value_takes_the_place_of_what_is_left():

@@ -103,6 +103,7 @@ def test_an_unknown_measure_is_a_line_and_the_rest_is_read():
         (node(columns={}), "table.columns is empty"),
         (column(tolerance=-1), r"table.columns.c.tolerance=-1 cannot be used: .*greater than 0"),
         (column(tollerance=1), "table.columns.c.tollerance=1 cannot be used"),
+        (column() | {"not_quick": ["Wid"]}, "table.not_quick: no row or column is called 'Wid'; did you mean Wide"),
         (column(rows=["Wid"]), "table.rows has no 'Wid'; did you mean Wide"),
         (node(rows={"Narrow": "architecture.width=1"}), "table.rows.Narrow='architecture.width=1' cannot be used"),
     ],

@@ -229,6 +229,14 @@ def test_every_file_of_the_report_has_the_table(sweep, tmp_path):
     assert "Barriers &amp; &lt;more&gt;" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_what_a_budget_leaves_out_is_counted(tmp_path, make_run):
+    table = {**TABLE, "not_quick": ["never run"]}
+    run(make_run, tmp_path / "0", "none", [0, 1], 0.5, budget="quick", table=table)
+    assert "- Missing: 2 of 3 jobs (1 of them left out by budget=quick), " in markdown_paper(only_table(tmp_path))
+    run(make_run, tmp_path / "1" / "0", "none", [0, 1], 0.5, table=table)
+    assert "missing: 2 of 3 jobs\n" in plain_paper(only_table(tmp_path / "1")) + "\n"
+
+
 def test_an_older_summary_without_what_made_it_is_reported(sweep):
     for path in sweep.glob("*/" + SUMMARY_FILE):
         document = json.loads(path.read_text(encoding="utf-8"))
