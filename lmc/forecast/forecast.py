@@ -1,5 +1,6 @@
 """What of a job is there already, and how long the rest takes."""
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,8 +15,6 @@ from lmc.stages.endpoints import endpoint_keys
 from lmc.statistics.moments import Calibrated
 from lmc.store import Artifact, Store
 
-_PATHS = 2  # aligned and unaligned
-
 
 @dataclass(frozen=True)
 class Forecast:
@@ -26,8 +25,9 @@ class Forecast:
         networks: what has to be trained for it, by key: its epochs.
         there: keys of those that are in the store.
         missing: the first stage of which something is missing; None: the job finds all it needs.
-        seconds_of_networks: of the training of each, by key; nothing for those that are there.
-        seconds: of what comes after, judged by the steps of curves and measurements.
+        shared: seconds of what other jobs may need too, by key: the training of each network that is not there, and
+            the measurement of the unaligned paths.
+        seconds: of what is the job's own, judged by the steps of curves and measurements.
         device: where it would be computed.
     """
 
@@ -35,7 +35,7 @@ class Forecast:
     networks: dict[str, int]
     there: frozenset[str]
     missing: str | None
-    seconds_of_networks: dict[str, float]
+    shared: dict[str, float]
     seconds: float
     device: str
 
@@ -72,14 +72,20 @@ def forecast(overrides: Sequence[str], settings: dict[str, Any], stopwatch: Stop
     plan = prepare(settings)
     networks = {key: epochs for label in plan.labels for key, epochs in endpoint_keys(plan, label).items()}
     there = frozenset(key for key in networks if plan.store.find("endpoints", key) is not None)
-    training = {
+    shared = {
         key: epochs * stopwatch.epoch(plan, plan.training) if epochs else 0.0
         for key, epochs in networks.items()
         if key not in there
     }
     missing = _first_missing(plan)
-    after = 0.0 if missing is None else _after_training(plan, stopwatch)
-    return Forecast(overrides, networks, there, missing, training, after, str(plan.device))
+    own = 0.0
+    if missing is not None:
+        paths = _seconds_of_paths(plan, stopwatch)
+        groups = ("architecture", "statistics", "evaluation")
+        measured = json.dumps([sorted(networks), *map(plan.identity, groups)], sort_keys=True)
+        shared[f"unaligned paths of {measured}"] = paths
+        own = _seconds_of_curves(plan, stopwatch) + paths
+    return Forecast(overrides, networks, there, missing, shared, own, str(plan.device))
 
 
 def _first_missing(plan: Plan) -> str | None:
@@ -90,12 +96,21 @@ def _first_missing(plan: Plan) -> str | None:
     return None
 
 
-def _after_training(plan: Plan, stopwatch: Stopwatch) -> float:
-    """Seconds of curves and of the measurement of all paths; not those of searches and analyses."""
-    pairs = len(list(combinations(plan.labels, 2)))
+def _pairs(plan: Plan) -> int:
+    return len(list(combinations(plan.labels, 2)))
+
+
+def _seconds_of_curves(plan: Plan, stopwatch: Stopwatch) -> float:
+    """Seconds that it takes to fit the curves of all pairs."""
     curve = plan.setting.curve
-    fitting = curve.training.epochs * stopwatch.epoch(plan, curve.training) if isinstance(curve, TrainedCurve) else 0.0
+    if not isinstance(curve, TrainedCurve):
+        return 0.0
+    return _pairs(plan) * curve.training.epochs * stopwatch.epoch(plan, curve.training)
+
+
+def _seconds_of_paths(plan: Plan, stopwatch: Stopwatch) -> float:
+    """Seconds that it takes to measure one path for each pair."""
     measured = sum(len(images) for images in plan.setting.splits.images.values())
     corrected = plan.statistics.examples or len(plan.dataset.train) if isinstance(plan.statistics, Calibrated) else 0
     points = len(plan.evaluation.points)
-    return pairs * (fitting + _PATHS * points * (measured + corrected) * stopwatch.image(plan))
+    return _pairs(plan) * points * (measured + corrected) * stopwatch.image(plan)

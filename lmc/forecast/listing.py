@@ -10,8 +10,8 @@ from lmc.report.costs import duration
 from lmc.report.text import as_text
 
 _NOTE = (
-    "Judged by a few steps of each kind, for one job at a time; searches for permutations and analyses come on top. A "
-    "network that several jobs share is trained once: its time stands with the first."
+    "Judged by a few steps of each kind, for one job at a time; searches for permutations and analyses come on top. "
+    "What several jobs share (networks, unaligned paths) is done once: its time stands with the first."
 )
 
 
@@ -23,11 +23,11 @@ def listing(arguments: Sequence[str]) -> str:
     """
     stopwatch = Stopwatch()
     found = [forecast(overrides, settings, stopwatch) for overrides, settings in composed_jobs(arguments)]
-    trained: set[str] = set()
+    done: set[str] = set()
     body, total = [], 0.0
     for number, job in enumerate(found):
-        new = {key: seconds for key, seconds in job.seconds_of_networks.items() if key not in trained}
-        trained |= set(new)
+        new = {key: seconds for key, seconds in job.shared.items() if key not in done}
+        done |= set(new)
         seconds = sum(new.values()) + job.seconds
         total += seconds
         networks = f"{len(job.there)} of {len(job.networks)}"

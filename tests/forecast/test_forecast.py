@@ -25,7 +25,8 @@ def test_nothing_is_there_at_first_and_nothing_is_made(tmp_path: Path):
     (job,) = forecasts(*small("curve=bezier"))
     assert set(job.networks.values()) == {2}
     assert (len(job.networks), job.there, job.missing) == (2, frozenset(), "endpoints")
-    assert all(seconds > 0 for seconds in job.seconds_of_networks.values())
+    assert set(job.networks) < set(job.shared)  # and the unaligned paths
+    assert all(seconds > 0 for seconds in job.shared.values())
     assert job.seconds > 0
     assert not list((tmp_path / "store").glob("*/*/record.json"))
 
@@ -34,7 +35,7 @@ def test_what_was_made_is_found_and_what_is_missing_is_named():
     run("training.epochs=2")
     (same,) = forecasts(*small())
     assert (len(same.there), same.missing) == (2, None)
-    assert (same.seconds_of_networks, same.seconds) == ({}, 0.0)
+    assert (same.shared, same.seconds) == ({}, 0.0)
     (other,) = forecasts(*small("alignment=activation_matching"))
     assert (len(other.there), other.missing) == (2, "alignment")
     (bent,) = forecasts(*small("curve=bezier"))
@@ -43,6 +44,14 @@ def test_what_was_made_is_found_and_what_is_missing_is_named():
     assert finer.missing == "evaluation"
     (third,) = forecasts(*small("seeds=[0,1,2]"))
     assert (len(third.there), len(third.networks), third.missing) == (2, 3, "endpoints")
+
+
+def test_unaligned_paths_are_shared_by_alignments_and_not_by_what_is_measured():
+    by_alignment = [job.shared for job in forecasts(*small("alignment=none,weight_matching"))]
+    assert len(by_alignment[0].keys() & by_alignment[1].keys()) == 3  # two networks and the path between them
+    for changed in ("evaluation.grid=3,5", "statistics=none,reset", "seeds=[0,1],[1,2]"):
+        first, second = (job.shared.keys() for job in forecasts(*small(changed)))
+        assert len(first & second) == (1 if changed.startswith("seeds") else 2), changed
 
 
 def test_networks_that_come_from_a_common_trunk_need_it():
