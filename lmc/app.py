@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmc import config
+from lmc import command_line, config
 from lmc.errors import UserError, refusal
 
 if TYPE_CHECKING:
@@ -89,10 +89,10 @@ def main() -> None:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions come up to here instead of being printed by Hydra
     try:
-        config.check_choices(sys.argv[1:])
+        command_line.check_choices(sys.argv[1:])
         job()
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"lmc: {config.explain(error, sys.argv[1:])}")
+        sys.exit(f"lmc: {command_line.explain(error, sys.argv[1:])}")
     except OSError as error:
         if (reason := refusal(error)) is None:
             raise

@@ -9,10 +9,9 @@ stops before anything is trained, and an omitted and an explicit default give th
 import difflib
 import inspect
 import os
-import re
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,6 @@ from lmc.errors import UserError
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
-
-# What the options of conf/hydra/launcher are made of, and the extra of lmc that installs it.
-_LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-# Groups of which any number of options can be chosen.
-_OF_MANY = frozenset({"analysis"})
 
 
 @dataclass
@@ -175,132 +169,6 @@ def plain(composed: "DictConfig") -> dict[str, Any]:
         raise UserError(f"{place} is missing; set it with {place}=VALUE") from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
-
-
-def check_choices(overrides: Iterable[str]) -> None:
-    """Refuse what would choose nothing, or several options where there is one.
-
-    Hydra merges the options of a list into each other, and of null it says only what it is not.
-
-    Args:
-        overrides: the command line.
-
-    Raises:
-        UserError: such a choice; names it.
-    """
-    for entry in overrides:
-        key, _, value = entry.partition("=")
-        group = key.lstrip("+").partition("@")[0]
-        if not group or not Path(conf_dir(), group).is_dir():
-            continue
-        many = group in _OF_MANY
-        if value == "null":
-            # What an experiment is made of is a field of the schema; other groups only write over such fields.
-            needed = group in {f.name for f in fields(Config)}
-            without = f"{key}=[]" if many else f"~{key.lstrip('+')}"
-            mend = f"choose one with {key}=NAME" if needed and not many else f"do without one with {without}"
-            raise UserError(f"{entry} chooses no option; {mend}")
-        if value.startswith("[") and not many:
-            raise UserError(f"{entry} is a list, where one option can be chosen; choose it with {key}=NAME")
-
-
-def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """Return one line about an error of the user, of Hydra or of OmegaConf, with the nearest valid names.
-
-    Args:
-        error: what was raised while the configuration was composed or an experiment was run.
-        overrides: the command line, which tells what the keys of the chosen options are.
-    """
-    from hydra.errors import MissingConfigException
-
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher" and name in _LAUNCHERS:
-            return f'hydra/launcher: {name} is not installed; pip install "lmc[{_LAUNCHERS[name]}]"'
-        if group.startswith("experiment"):  # those of a paper are in a folder of their own
-            group, name = "experiment", f"{group}/{name}".removeprefix("experiment/")
-        folder, options = Path(conf_dir(), group), set(error.options or ())
-        if group == "experiment" or not options:  # Hydra says nothing of other folders, and of groups of many
-            paths = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
-            options |= {path.relative_to(folder).with_suffix("").as_posix() for path in paths}
-        if options:
-            return f"{group}={name} is no option; {nearest(name, options)}known: {', '.join(sorted(options))}"
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
-    unknown = re.fullmatch(r"Could not override '([\w./]+)'\.?", lines[0])
-    if unknown:
-        name = unknown.group(1)
-        if (remedy := _unchosen(name, overrides)) is not None:
-            return f"{name} is not a setting yet; {remedy}"
-        known = _known_settings(name, overrides)
-        return f"{name} is not a setting; {nearest(name, known)}known: {', '.join(known)}"
-    internal = ("full_key", "object_type", "reference_type")
-    return "; ".join([line for line in dict.fromkeys(lines) if not line.startswith(internal)][:2])
-
-
-def _unchosen(name: str, overrides: Sequence[str]) -> str | None:
-    """How to choose the option that the setting `name` would belong to, if none of its group is chosen."""
-    *parents, _ = name.split(".")
-    node: Any = _with_choices(overrides)
-    for place, parent in enumerate(parents, 1):
-        path = Path(conf_dir(), *parents[:place])
-        if parent not in node:
-            return f"choose {path.parent.name}=[{parent}]" if path.with_suffix(".yaml").is_file() else None
-        node = node[parent]
-        if node is None and path.is_dir():
-            options = ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
-            return f"choose an option with {'/'.join(parents[:place])}=NAME; known: {options}"
-        if node is None:
-            return None
-    return None
-
-
-def _with_choices(overrides: Sequence[str]) -> "DictConfig":
-    """The configuration with the options that `overrides` choose, and nothing else of them."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    folder = Path(conf_dir())
-    choices = [entry for entry in overrides if (folder / entry.partition("=")[0].partition("@")[0]).is_dir()]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        try:
-            return compose("config", choices)
-        except HydraException:  # a sweep's list of options, or an option of the user's own folder
-            return compose("config")
-
-
-def _known_settings(name: str, overrides: Sequence[str]) -> list[str]:
-    """The settings beside the unknown setting `name`, for the options that `overrides` choose."""
-    folder = Path(conf_dir())
-    node: Any = _with_choices(overrides)
-    *parents, _ = name.split(".")
-    for parent in parents:
-        if parent not in node:
-            parents = []
-            break
-        node = node[parent]
-    if not parents:
-        roots = {entry.name for entry in folder.iterdir() if entry.is_dir()} - {"hydra"}
-        return sorted({*roots, *(f.name for f in fields(Config))})
-    return sorted(".".join([*parents, str(key)]) for key in node if key != "_target_")
-
-
-def check_seeds(seeds: list[int]) -> None:
-    """Raise a `UserError` unless `seeds` are at least two different non-negative numbers."""
-    if len(seeds) < 2:
-        raise UserError(f"seeds={seeds}: a path joins two networks; give at least two seeds, for example seeds=[0,1]")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"seeds={seeds}: a seed is there twice, which would compare a network with itself; make them differ"
-        )
-    if min(seeds) < 0:
-        raise UserError(f"seeds={seeds}: a seed is negative; use 0, 1, 2, ...")
 
 
 def _is_node(value: object) -> bool:

@@ -47,13 +47,13 @@ def _planned(overrides: Sequence[str]) -> str:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from lmc import config
+    from lmc import command_line
     from lmc.forecast.listing import listing
 
     try:
         return listing(overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(config.explain(error, overrides)) from None
+        raise UserError(command_line.explain(error, overrides)) from None
 
 
 if __name__ == "__main__":

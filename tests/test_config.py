@@ -102,20 +102,6 @@ def test_mistakes_are_one_line_that_names_the_place(values: dict[str, object], m
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("seeds", "message"),
-    [
-        ([], "at least two seeds"),
-        ([3], "at least two seeds"),
-        ([1, 2, 1], "a seed is there twice"),
-        ([0, -1], "a seed is negative"),
-    ],
-)
-def test_seed_lists_that_make_no_path_are_refused(seeds: list[int], message: str):
-    with pytest.raises(UserError, match=message):
-        config.check_seeds(seeds)
-
-
 def test_before_keeps_the_values_below_a_limit():
     config.register()
     node = OmegaConf.create({"epochs": 5, "kept": "${before:${epochs},0,1,5,10}"})

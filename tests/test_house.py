@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "lmc"
 
 FLOORS = {
     **dict.fromkeys(("errors", "modes", "seeding", "state", "store", "results", "config"), 0),
-    **dict.fromkeys(("measures", "provenance", "cluster"), 0),
+    **dict.fromkeys(("measures", "provenance", "cluster", "command_line"), 0),
     **dict.fromkeys(("dataset", "architecture"), 0),
     **dict.fromkeys(("training", "symmetry", "experiment"), 1),
     **dict.fromkeys(("curve", "statistics"), 2),

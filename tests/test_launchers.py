@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lmc import cluster, config
+from lmc import cluster, command_line, config
 from tests.test_app import MODULE, SMALL, lmc
 
 FOLDER = Path(config.conf_dir(), "hydra", "launcher")
@@ -78,7 +78,7 @@ def test_a_wrong_setting_is_refused_in_one_line(preset: str):
         with pytest.raises(HydraException) as caught:
             composed(f"hydra/launcher={preset}", override)
         GlobalHydra.instance().clear()
-        line = config.explain(caught.value, [f"hydra/launcher={preset}", override])
+        line = command_line.explain(caught.value, [f"hydra/launcher={preset}", override])
         assert said in line
         assert "\n" not in line
 

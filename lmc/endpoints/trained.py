@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lmc import config, seeding
+from lmc import seeding
 from lmc import state as states
 from lmc.dataset.images import Dataset
 from lmc.endpoints.base import EARLIER_FILE, WEIGHTS_FILE, Ingredients, Moments, OnEpoch, Trunk
@@ -26,7 +26,7 @@ class FromSeeds(ABC):
 
     def labels(self, seeds: Sequence[int]) -> tuple[int, ...]:
         """Return the seeds themselves."""
-        config.check_seeds(list(seeds))
+        check_seeds(list(seeds))
         return tuple(seeds)
 
     def moments(self, epochs: int) -> Moments:
@@ -121,3 +121,15 @@ def check_epochs(epochs: Sequence[int], of: int, where: str) -> None:
         raise UserError(
             f"{where}={list(epochs)}: training has {of} epochs and keeps the last one anyway; give earlier ones"
         )
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raise a `UserError` unless `seeds` are at least two different non-negative numbers."""
+    if len(seeds) < 2:
+        raise UserError(f"seeds={seeds}: a path joins two networks; give at least two seeds, for example seeds=[0,1]")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"seeds={seeds}: a seed is there twice, which would compare a network with itself; make them differ"
+        )
+    if min(seeds) < 0:
+        raise UserError(f"seeds={seeds}: a seed is negative; use 0, 1, 2, ...")

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import RunMode
 
-from lmc import config
+from lmc import command_line, config
 from lmc.experiment.jobs import parse
 from lmc.experiment.sweep import jobs_of
 
@@ -20,7 +20,7 @@ def composed_jobs(arguments: Sequence[str]) -> Iterator[tuple[list[str], dict[st
         HydraException: what is given cannot be composed.
     """
     config.register()
-    config.check_choices(arguments)
+    command_line.check_choices(arguments)
     with initialize_config_dir(config.conf_dir(), version_base="1.3"):
         single = [line for line, one in zip(arguments, parse(arguments), strict=True) if not one.is_sweep_override()]
         whole = compose("config", single, return_hydra_config=True)
